@@ -1,0 +1,5 @@
+//! Fine-tunes a frozen language model kept as NF4 blocks.
+
+pub mod error;
+
+pub use error::Error;

@@ -1,0 +1,3 @@
+//! The whole program in one screen.
+
+fn main() {}
