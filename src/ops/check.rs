@@ -1,0 +1,43 @@
+//! What the tests of operations share: numbers to test with, and gradients by finite differences.
+
+/// `count` standard normal numbers that depend on `seed` only (sum of twelve uniform ones, less 6).
+pub fn normal(seed: u64, count: usize) -> impl Iterator<Item = f64> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut uniform = move || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 11) as f64 / (1u64 << 53) as f64
+    };
+    (0..count).map(move |_| (0..12).map(|_| uniform()).sum::<f64>() - 6.0)
+}
+
+/// The scaled error max|a − n| / max|a| between the gradient that `backward(x, dy)` gives for a
+/// random dy and central differences of Σ dy·forward(x), step 1e-5, all in f64.
+pub fn gradient_error(
+    x: &[f64],
+    forward: impl Fn(&[f64]) -> Vec<f64>,
+    backward: impl Fn(&[f64], &[f64]) -> Vec<f64>,
+) -> f64 {
+    const STEP: f64 = 1e-5;
+    let dy: Vec<f64> = normal(77, forward(x).len()).collect();
+    let loss = |x: &[f64]| {
+        forward(x)
+            .iter()
+            .zip(&dy)
+            .map(|(y, dy)| y * dy)
+            .sum::<f64>()
+    };
+    let analytic = backward(x, &dy);
+    let mut worst = 0.0f64;
+    let mut moved = x.to_vec();
+    for i in 0..x.len() {
+        moved[i] = x[i] + STEP;
+        let above = loss(&moved);
+        moved[i] = x[i] - STEP;
+        let numeric = (above - loss(&moved)) / (2.0 * STEP);
+        moved[i] = x[i];
+        worst = worst.max((analytic[i] - numeric).abs());
+    }
+    worst / analytic.iter().fold(0.0f64, |m, a| m.max(a.abs()))
+}

@@ -1,0 +1,274 @@
+//! RMS normalization: y = x / √(mean(x²) + ε) · w, over rows or over the heads within a row.
+//!
+//! A row of `cols` numbers is cut into groups of as many numbers as the weight has: one group for
+//! the norms of a block, one per head for q and k norms.
+//!
+//! With r = 1/√(mean(x²) + ε), x̂ = x·r and g = dy·w, the gradient is
+//! dx = r·(g − x̂·mean(g·x̂)). Nothing is kept between the passes: r is computed again.
+
+use super::element::{Element, Real, per_simd, with_element};
+use super::{Write, slice, slice_mut};
+use crate::device::{Address, Buf, Cpu, Device, Dtype, Kernel, Mat, MatMut, ScratchMemory};
+
+/// How the stored weight stands for the factor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Center {
+    /// The factor is the weight.
+    Zero = 0,
+    /// The factor is 1 + weight (Gemma).
+    One = 1,
+}
+
+/// Weight and constants of one norm.
+#[derive(Clone, Copy)]
+pub struct Norm<'a> {
+    /// The stored weight, one number for each of a group.
+    pub weight: &'a Buf<f32>,
+    /// ε under the root.
+    pub eps: f32,
+    /// Meaning of the weight.
+    pub center: Center,
+}
+
+/// Parameters of the kernel `rmsnorm`.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct Params {
+    x: Address,
+    weight: Address,
+    y: Address,
+    rows: u64,
+    groups: u64,
+    width: u64,
+    x_stride: u64,
+    y_stride: u64,
+    eps: f32,
+    center: Center,
+    dtype: Dtype,
+}
+
+/// Parameters of the kernel `rmsnorm_backward`.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct BackwardParams {
+    forward: Params,
+    dy: Address,
+    dy_stride: u64,
+    write: Write,
+}
+
+/// y [rows, cols] = the norm of x [rows, cols].
+pub fn forward(device: &Device, x: Mat, norm: Norm, y: MatMut) {
+    // SAFETY: `params` has checked that all shapes agree, and the borrows keep them valid.
+    unsafe { device.launch(params(x, norm, &y)) }
+}
+
+/// dx (=|+=) the gradient at x, given dy [rows, cols].
+pub fn backward(device: &Device, x: Mat, norm: Norm, dy: Mat, dx: MatMut, write: Write) {
+    assert_eq!(
+        (dy.rows, dy.cols, dy.dtype),
+        (x.rows, x.cols, x.dtype),
+        "dy must be like x"
+    );
+    let forward = params(x, norm, &dx);
+    let kernel = BackwardParams {
+        forward,
+        dy: dy.address,
+        dy_stride: dy.stride as u64,
+        write,
+    };
+    // SAFETY: as in `forward`; dy has the shape of x.
+    unsafe { device.launch(kernel) }
+}
+
+/// Replaces dy by dx.
+pub fn backward_in_place(device: &Device, x: Mat, norm: Norm, dy: MatMut) {
+    let forward = params(x, norm, &dy);
+    let (address, dy_stride) = (dy.address, dy.stride as u64);
+    let kernel = BackwardParams {
+        forward,
+        dy: address,
+        dy_stride,
+        write: Write::Set,
+    };
+    // SAFETY: as in `forward`; a group is read whole before any of it is written.
+    unsafe { device.launch(kernel) }
+}
+
+fn params(x: Mat, norm: Norm, y: &MatMut) -> Params {
+    let width = norm.weight.len();
+    assert_eq!(
+        (y.rows, y.cols, y.dtype),
+        (x.rows, x.cols, x.dtype),
+        "y must be like x"
+    );
+    assert_eq!(
+        x.cols % width,
+        0,
+        "rows of {} cut into groups of {width}",
+        x.cols
+    );
+    Params {
+        x: x.address,
+        weight: norm.weight.address(),
+        y: y.address,
+        rows: x.rows as u64,
+        groups: (x.cols / width) as u64,
+        width: width as u64,
+        x_stride: x.stride as u64,
+        y_stride: y.stride as u64,
+        eps: norm.eps,
+        center: norm.center,
+        dtype: x.dtype,
+    }
+}
+
+// SAFETY: touches rows of the stated widths and strides only; a task owns its row.
+unsafe impl Kernel for Params {
+    const NAME: &'static str = "rmsnorm";
+
+    unsafe fn run_on_cpu(&self, cpu: &Cpu, _: ScratchMemory) {
+        with_element!(self.dtype, forward_on_cpu(self, cpu));
+    }
+}
+
+// SAFETY: as above.
+unsafe impl Kernel for BackwardParams {
+    const NAME: &'static str = "rmsnorm_backward";
+
+    unsafe fn run_on_cpu(&self, cpu: &Cpu, _: ScratchMemory) {
+        with_element!(self.forward.dtype, backward_on_cpu(self, cpu));
+    }
+}
+
+fn forward_on_cpu<E: Element>(p: &Params, cpu: &Cpu) {
+    let (groups, width) = (p.groups as usize, p.width as usize);
+    cpu.for_each(p.rows as usize, |row| {
+        // SAFETY: the caller of `run_on_cpu` vouches for x, weight and y; a task owns row `row`.
+        let (x, weight, y) = unsafe {
+            (
+                slice::<E>(p.x, row * p.x_stride as usize, groups * width),
+                slice::<f32>(p.weight, 0, width),
+                slice_mut::<E>(p.y, row * p.y_stride as usize, groups * width),
+            )
+        };
+        for (x, y) in x.chunks_exact(width).zip(y.chunks_exact_mut(width)) {
+            normalize(cpu.simd(), x, weight, p.eps, p.center, y);
+        }
+    });
+}
+
+fn backward_on_cpu<E: Element>(p: &BackwardParams, cpu: &Cpu) {
+    let f = &p.forward;
+    let (groups, width) = (f.groups as usize, f.width as usize);
+    cpu.for_each(f.rows as usize, |row| {
+        // SAFETY: as in `forward_on_cpu`.
+        let (x, weight) = unsafe {
+            (
+                slice::<E>(f.x, row * f.x_stride as usize, groups * width),
+                slice::<f32>(f.weight, 0, width),
+            )
+        };
+        for (g, x) in x.chunks_exact(width).enumerate() {
+            let dy =
+                p.dy.cast::<E>()
+                    .wrapping_add(row * p.dy_stride as usize + g * width);
+            let dx =
+                f.y.cast::<E>()
+                    .wrapping_add(row * f.y_stride as usize + g * width);
+            gradient(cpu.simd(), x, weight, f.eps, f.center, dy, dx, p.write);
+        }
+    });
+}
+
+/// r = 1/√(mean(x²) + ε).
+#[inline(always)]
+fn rstd<E: Element>(x: &[E], eps: f32) -> E::Real {
+    let eps = E::Real::from_f64(f64::from(eps));
+    let sum = super::lanes_sum(x.len(), |i| x[i].real() * x[i].real());
+    E::Real::ONE / (sum / E::Real::from_f64(x.len() as f64) + eps).sqrt()
+}
+
+#[inline(always)]
+fn factor<E: Element>(weight: f32, center: Center) -> E::Real {
+    let weight = E::Real::from_f64(f64::from(weight));
+    match center {
+        Center::Zero => weight,
+        Center::One => E::Real::ONE + weight,
+    }
+}
+
+per_simd! {
+    fn normalize<E: Element>(x: &[E], weight: &[f32], eps: f32, center: Center, y: &mut [E]) {
+        let r = rstd(x, eps);
+        for ((y, x), w) in y.iter_mut().zip(x).zip(weight) {
+            *y = E::from_real(x.real() * r * factor::<E>(*w, center));
+        }
+    }
+}
+
+per_simd! {
+    /// dx may be dy: every number is read before its own is written, and the mean before all.
+    fn gradient<E: Element>(
+        x: &[E], weight: &[f32], eps: f32, center: Center, dy: *mut E, dx: *mut E, write: Write,
+    ) {
+        let r = rstd(x, eps);
+        // SAFETY: the caller of `run_on_cpu` vouches for a whole group at dy and dx.
+        let g = |i: usize| unsafe { (*dy.add(i)).real() } * factor::<E>(weight[i], center);
+        let mean = super::lanes_sum(x.len(), |i| g(i) * x[i].real() * r)
+            / E::Real::from_f64(x.len() as f64);
+        for i in 0..x.len() {
+            let value = r * (g(i) - x[i].real() * r * mean);
+            // SAFETY: as above.
+            unsafe { write.put(&mut *dx.add(i), value) };
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::check::{gradient_error, normal};
+
+    #[test]
+    fn gradient_equals_finite_differences_in_f64() {
+        let device = Device::cpu(2, Dtype::F64, u64::MAX);
+        for (rows, groups, width) in [(1, 1, 5), (3, 1, 64), (2, 3, 17)] {
+            let cols = groups * width;
+            let mut weight = device.alloc::<f32>("weight", width).unwrap();
+            device.upload(
+                &normal(1, width).map(|w| w as f32).collect::<Vec<_>>(),
+                &mut weight,
+            );
+            let norm = Norm {
+                weight: &weight,
+                eps: 1e-5,
+                center: Center::One,
+            };
+            let run = |x: &[f64], dy: Option<&[f64]>| {
+                let mut buffers = [(); 3].map(|()| device.alloc_act("t", rows * cols).unwrap());
+                let [x_act, y_act, dy_act] = &mut buffers;
+                device.upload(bytemuck::cast_slice(x), x_act.bytes_mut());
+                let mut out = vec![0.0f64; rows * cols];
+                let x = x_act.view(rows, cols);
+                match dy {
+                    None => forward(&device, x, norm, y_act.view_mut(rows, cols)),
+                    Some(dy) => {
+                        device.upload(bytemuck::cast_slice(dy), dy_act.bytes_mut());
+                        let dy = dy_act.view(rows, cols);
+                        backward(&device, x, norm, dy, y_act.view_mut(rows, cols), Write::Set);
+                    }
+                }
+                device.download(y_act.bytes(), bytemuck::cast_slice_mut(&mut out));
+                out
+            };
+            let x: Vec<f64> = normal(2, rows * cols).collect();
+            let error = gradient_error(&x, |x| run(x, None), |x, dy| run(x, Some(dy)));
+            assert!(
+                error < 1e-7,
+                "{rows}x{groups}x{width}: scaled error {error}"
+            );
+        }
+    }
+}
