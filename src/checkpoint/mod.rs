@@ -11,11 +11,15 @@
 //! Read [`location`] first (what MODEL may be), then [`tensors`] and [`weights`] (the numbers),
 //! then [`writer`] (the way back to disk).
 
+pub mod adapter;
 pub mod atomic;
+pub mod bitsandbytes;
 pub mod folder;
 mod header;
 pub mod identify;
 pub mod json;
+mod layout;
 pub mod location;
 pub mod tensors;
 pub mod weights;
+pub mod writer;

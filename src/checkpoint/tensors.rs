@@ -190,7 +190,7 @@ pub struct Tensor<'a> {
     file: &'a TensorFile,
 }
 
-impl Tensor<'_> {
+impl<'a> Tensor<'a> {
     /// File and tensor, for error messages.
     pub fn place(&self) -> Place {
         Place::file(&self.file.path).tensor(self.name)
@@ -301,14 +301,9 @@ impl Tensor<'_> {
     }
 
     /// The text of a U8 tensor.
-    pub fn text(&self) -> Result<&str, Error> {
+    pub fn text(&self) -> Result<&'a str, Error> {
         self.expect_dtype(DType::U8)?;
         std::str::from_utf8(self.data).map_err(|_| Error::input(self.place(), "not UTF-8 text"))
-    }
-
-    /// A short description, `F32 [2, 3]`.
-    pub fn describe(&self) -> String {
-        format!("{} {:?}", self.dtype, self.shape)
     }
 }
 
