@@ -7,13 +7,13 @@
 //!
 //! The checks cost at most one pass over the JSON and no allocation larger than the header itself.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::ops::Range;
 use std::path::Path;
 
 use serde::Deserialize;
-use serde::de::{Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
+use serde::de::{Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 
 use super::json::repeated;
 use super::tensors::DType;
@@ -27,6 +27,8 @@ const MOST_TENSORS: usize = 100_000;
 const LONGEST_NAME: usize = 1024;
 /// Most dimensions of one tensor.
 const MOST_DIMENSIONS: usize = 16;
+/// Most entries of the free metadata.
+const MOST_METADATA: usize = 10_000;
 
 /// One tensor as the header describes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -135,7 +137,7 @@ fn check_name(name: &str) -> Result<(), String> {
 #[serde(deny_unknown_fields)]
 struct RawEntry {
     dtype: String,
-    shape: Vec<u64>,
+    shape: Shape,
     data_offsets: (u64, u64),
 }
 
@@ -170,25 +172,51 @@ impl RawEntry {
     }
 
     fn shape_and_bytes(&self, dtype: DType) -> Result<(Vec<usize>, u64), String> {
-        if self.shape.len() > MOST_DIMENSIONS {
-            return Err(format!(
-                "{} dimensions, at most {MOST_DIMENSIONS} are read",
-                self.shape.len()
-            ));
-        }
-        let too_large = || format!("shape {:?} is too large", self.shape);
-        let mut shape = Vec::with_capacity(self.shape.len());
+        let too_large = || format!("shape {:?} is too large", self.shape.0);
+        let mut shape = Vec::with_capacity(self.shape.0.len());
         let mut bits = dtype.bits() as u64;
-        for &n in &self.shape {
+        for &n in &self.shape.0 {
             shape.push(usize::try_from(n).map_err(|_| too_large())?);
             bits = bits.checked_mul(n).ok_or_else(too_large)?;
         }
-        if bits % 8 != 0 {
+        if !bits.is_multiple_of(8) {
             return Err(format!(
                 "shape {shape:?} of {dtype} is not a whole number of bytes"
             ));
         }
         Ok((shape, bits / 8))
+    }
+}
+
+/// Sizes, bounded in number while they are read: a header may hold millions.
+struct Shape(Vec<u64>);
+
+impl<'de> Deserialize<'de> for Shape {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_seq(ShapeVisitor)
+    }
+}
+
+struct ShapeVisitor;
+
+impl<'de> Visitor<'de> for ShapeVisitor {
+    type Value = Shape;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a list of sizes")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Shape, A::Error> {
+        let mut shape = Vec::new();
+        while let Some(size) = items.next_element()? {
+            if shape.len() == MOST_DIMENSIONS {
+                return Err(A::Error::custom(format_args!(
+                    "more than {MOST_DIMENSIONS} dimensions"
+                )));
+            }
+            shape.push(size);
+        }
+        Ok(Shape(shape))
     }
 }
 
@@ -250,11 +278,15 @@ impl<'de> Visitor<'de> for MetadataVisitor {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Metadata, A::Error> {
-        let mut seen = BTreeMap::new();
+        let mut seen = BTreeSet::new();
         while let Some((key, _)) = entries.next_entry::<String, String>()? {
-            if seen.insert(key.clone(), IgnoredAny).is_some() {
+            if seen.contains(&key) {
                 return Err(repeated(&key));
             }
+            if seen.len() == MOST_METADATA {
+                return Err(A::Error::custom("too much __metadata__"));
+            }
+            seen.insert(key);
         }
         Ok(Metadata)
     }
@@ -314,7 +346,7 @@ mod tests {
             (t(r#"{"dtype":"F32","shape":[9223372036854775807,9],"data_offsets":[0,4]}"#), 4, "is too large"),
             (t(r#"{"dtype":"U8","shape":[18446744073709551615],"data_offsets":[0,4]}"#), 4, "is too large"),
             (t(r#"{"dtype":"F4","shape":[3],"data_offsets":[0,2]}"#), 2, "whole number of bytes"),
-            (t(r#"{"dtype":"U8","shape":[1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1],"data_offsets":[0,1]}"#), 1, "17 dimensions"),
+            (t(r#"{"dtype":"U8","shape":[1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1],"data_offsets":[0,1]}"#), 1, "more than 16 dimensions"),
             (r#"{"t":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"t":{"dtype":"U8","shape":[1],"data_offsets":[1,2]}}"#.into(), 2, "stands twice"),
             (r#"{"t":{"dtype":"U8","shape":[2],"data_offsets":[0,2]},"u":{"dtype":"U8","shape":[2],"data_offsets":[1,3]}}"#.into(), 3, "tensor u: data offsets 1..3"),
             (r#"{"t\n":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}"#.into(), 1, "control characters"),
@@ -368,7 +400,8 @@ mod tests {
                 return;
             }
             let length = bytes.len() as u64 - 8 - 32;
-            if next(state) % 8 != 0 {
+            let claims_its_length = next(state) as u8 > 31;
+            if claims_its_length {
                 bytes[..8].copy_from_slice(&length.to_le_bytes());
             }
         }

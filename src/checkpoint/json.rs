@@ -17,15 +17,16 @@ use serde_json::{Map, Number, Value};
 
 use crate::error::{Error, Place, escape};
 
-/// Largest file [`read`] takes, in bytes. The largest index files known hold about 10 MB.
-pub const LARGEST_FILE: u64 = 64 << 20;
+/// Largest file [`read`] takes, in bytes. A value takes up to 36 times the room of its text, and a
+/// file that is refused should not cost much before.
+pub const LARGEST_FILE: u64 = 4 << 20;
 
 /// Reads the JSON document in the file `path`.
 ///
 /// Errors name the file and the line: not a plain file, larger than [`LARGEST_FILE`], not UTF-8,
 /// not JSON, a repeated key.
 pub fn read(path: &Path) -> Result<Value, Error> {
-    parse(&read_text(path)?, path)
+    parse(&read_text(path, LARGEST_FILE)?, path)
 }
 
 /// Like [`read`], for a file whose document must be an object.
@@ -41,42 +42,47 @@ pub fn read_object(path: &Path) -> Result<Map<String, Value>, Error> {
 
 /// Parses a whole document; an error adds the line to `place`.
 pub fn parse(text: &str, place: impl Into<Place>) -> Result<Value, Error> {
-    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    serde_json::from_str::<Strict>(text)
-        .map(|strict| strict.0)
-        .map_err(|e| Error::input(place.into().line(e.line()), what(&e)))
+    typed(text, place).map(|Strict(value)| value)
 }
 
 /// Parses one line of a JSONL file; `place` already names the line.
 pub fn parse_line(text: &str, place: &Place) -> Result<Value, Error> {
-    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    serde_json::from_str::<Strict>(text)
+    serde_json::from_str::<Strict>(without_mark(text))
         .map(|strict| strict.0)
         .map_err(|e| Error::input(place.clone(), what(&e)))
 }
 
-/// Reads a text file of at most [`LARGEST_FILE`] bytes that must be UTF-8.
-pub fn read_text(path: &Path) -> Result<String, Error> {
+/// Parses a document into a type of its own, which answers for repeated keys.
+pub(super) fn typed<'a, T: Deserialize<'a>>(
+    text: &'a str,
+    place: impl Into<Place>,
+) -> Result<T, Error> {
+    serde_json::from_str(without_mark(text))
+        .map_err(|e| Error::input(place.into().line(e.line()), what(&e)))
+}
+
+/// Reads a text file of at most `most` bytes that must be UTF-8.
+pub fn read_text(path: &Path, most: u64) -> Result<String, Error> {
     let size = plain_file_size(path)?;
-    if size > LARGEST_FILE {
-        return Err(Error::input(
-            path,
-            format!("{size} bytes are too many, at most {LARGEST_FILE} are read"),
-        ));
+    if size > most {
+        let what = format!("{size} bytes are too many, at most {most} are read");
+        return Err(Error::input(path, what));
     }
     let mut bytes = Vec::new();
     let file = File::open(path).map_err(Error::io(path))?;
-    file.take(LARGEST_FILE)
+    file.take(most)
         .read_to_end(&mut bytes)
         .map_err(Error::io(path))?;
     String::from_utf8(bytes).map_err(|e| {
         let good = e.utf8_error().valid_up_to();
         let line = 1 + e.as_bytes()[..good].iter().filter(|&&b| b == b'\n').count();
-        Error::input(
-            Place::file(path).line(line),
-            "not UTF-8: save the file as UTF-8 text",
-        )
+        let place = Place::file(path).line(line);
+        Error::input(place, "not UTF-8: save the file as UTF-8 text")
     })
+}
+
+fn without_mark(text: &str) -> &str {
+    text.strip_prefix('\u{feff}').unwrap_or(text)
 }
 
 /// The size of `path`, which must be a plain file: a pipe or a device would block or never end.
@@ -108,7 +114,12 @@ fn what(error: &serde_json::Error) -> String {
     let full = error.to_string();
     let tail = format!(" at line {} column {}", error.line(), error.column());
     let message = full.strip_suffix(&tail).unwrap_or(&full);
-    format!("not valid JSON at column {}: {message}", error.column())
+    let fault = if error.is_data() {
+        ""
+    } else {
+        "not valid JSON at "
+    };
+    format!("{fault}column {}: {message}", error.column())
 }
 
 /// A value whose objects have no repeated keys.
@@ -220,7 +231,7 @@ mod tests {
     fn repeated_keys_are_refused_at_any_depth_and_in_any_spelling() {
         assert_eq!(
             refusal("{\"a\":\n[{\"k\":1,\"\\u006b\":2}]}"),
-            "c.json: line 2: not valid JSON at column 16: the key \"k\" stands twice"
+            "c.json: line 2: column 16: the key \"k\" stands twice"
         );
     }
 

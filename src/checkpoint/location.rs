@@ -270,7 +270,7 @@ fn find_in_cache(text: &str, cache: Option<&Path>) -> Result<PathBuf, Error> {
 
 fn snapshot(model: &Path) -> Result<PathBuf, String> {
     let reference = model.join("refs/main");
-    let text = read_text(&reference)
+    let text = read_text(&reference, 1024)
         .map_err(|_| "the cached model has no readable refs/main".to_owned())?;
     let revision = text.trim();
     let plain = !revision.is_empty() && revision.chars().all(|c| c.is_ascii_alphanumeric());

@@ -17,6 +17,7 @@ pub mod bitsandbytes;
 pub mod folder;
 mod header;
 pub mod identify;
+mod index;
 pub mod json;
 mod layout;
 pub mod location;

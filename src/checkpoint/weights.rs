@@ -1,22 +1,16 @@
 //! The tensors of a model: one file, or shards behind an index, under one list of names.
 //!
-//! The index names files; it is not trusted with paths. A shard is a plain file name in the index's
-//! own folder (links which a download cache puts there are followed), and each tensor is where the
-//! index says. A tensor in a shard that the index does not mention is ignored, as transformers does:
-//! shards left over from another save are common, and the index is the list of what counts.
+//! Each tensor must be where the index says (see `index`). A tensor in a shard that the index does
+//! not mention is ignored, as transformers does: shards left over from another save are common, and
+//! the index is the list of what counts.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use serde_json::{Map, Value};
-
-use super::json;
+use super::index::ShardIndex;
 use super::location::WeightFiles;
 use super::tensors::{Tensor, TensorFile, quote};
 use crate::error::{Error, Place, escape};
-
-/// Most shards of one model.
-const MOST_SHARDS: usize = 4096;
 
 /// All tensors of a model by name.
 #[derive(Debug)]
@@ -47,18 +41,16 @@ impl Weights {
 
     /// Opens the shards that the index file names.
     pub fn sharded(index_path: &Path) -> Result<Self, Error> {
-        let map = weight_map(index_path)?;
+        let ShardIndex { shards, tensors } = ShardIndex::read(index_path)?;
         let folder = index_path.parent().unwrap_or(Path::new(""));
-        let shards = shard_names(&map, index_path)?;
         let files = shards
-            .keys()
+            .iter()
             .map(|shard| open_shard(folder, shard, index_path))
             .collect::<Result<Vec<_>, Error>>()?;
-        let index = map
-            .iter()
-            .map(|(name, shard)| (name.clone(), shards[shard.as_str().unwrap_or_default()]))
-            .collect();
-        let weights = Self { files, index };
+        let weights = Self {
+            files,
+            index: tensors,
+        };
         weights.check_present(index_path)?;
         Ok(weights)
     }
@@ -118,62 +110,6 @@ impl Weights {
                 ),
             )),
         }
-    }
-}
-
-/// The object `weight_map` of the index: tensor name to file name.
-fn weight_map(index_path: &Path) -> Result<Map<String, Value>, Error> {
-    let place = || Place::file(index_path).field("weight_map");
-    match json::read_object(index_path)?.remove("weight_map") {
-        Some(Value::Object(map)) if !map.is_empty() => Ok(map),
-        Some(Value::Object(_)) => Err(Error::input(place(), "empty: no tensor is named")),
-        Some(other) => Err(Error::input(
-            place(),
-            format!("{}, expected an object of file names", json::kind(&other)),
-        )),
-        None => Err(Error::input(place(), "missing: download the index again")),
-    }
-}
-
-/// The distinct file names with their numbers, each checked to be a plain name.
-fn shard_names<'a>(
-    map: &'a Map<String, Value>,
-    index_path: &Path,
-) -> Result<BTreeMap<&'a str, usize>, Error> {
-    let mut shards = BTreeMap::new();
-    for (tensor, file) in map {
-        let place = || Place::file(index_path).field(&format!("weight_map.{tensor}"));
-        let Some(name) = file.as_str() else {
-            let what = format!("{}, expected a file name", json::kind(file));
-            return Err(Error::input(place(), what));
-        };
-        check_shard_name(name).map_err(|what| Error::input(place(), what))?;
-        shards.insert(name, 0);
-    }
-    if shards.len() > MOST_SHARDS {
-        let what = format!("{} files, at most {MOST_SHARDS} are opened", shards.len());
-        return Err(Error::input(index_path, what));
-    }
-    for (number, slot) in shards.values_mut().enumerate() {
-        *slot = number;
-    }
-    Ok(shards)
-}
-
-fn check_shard_name(name: &str) -> Result<(), String> {
-    let plain = !name.contains(['/', '\\', '\0', ':']) && !matches!(name, "" | "." | "..");
-    if !plain {
-        Err(format!(
-            "\"{}\" is not a plain file name: shards must lie in the model folder",
-            escape(name)
-        ))
-    } else if !name.ends_with(".safetensors") {
-        Err(format!(
-            "\"{}\" is not a .safetensors file: give a .safetensors version of the model",
-            escape(name)
-        ))
-    } else {
-        Ok(())
     }
 }
 

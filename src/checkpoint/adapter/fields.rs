@@ -89,7 +89,9 @@ impl Fields<'_> {
         match self.map.get(key) {
             None | Some(Value::Null) => Ok(false),
             Some(Value::Bool(flag)) => Ok(*flag),
-            Some(other) => Err(self.refuse(key, format!("{}, expected true or false", kind(other)))),
+            Some(other) => {
+                Err(self.refuse(key, format!("{}, expected true or false", kind(other))))
+            }
         }
     }
 

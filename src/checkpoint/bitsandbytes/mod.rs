@@ -1,21 +1,21 @@
 //! The 4-bit layout of bitsandbytes in safetensors files, read and written.
 //!
-//! A quantized weight `X.weight` of shape [rows, columns] is a group of tensors:
+//! A quantized weight `X.weight` of shape `[rows, columns]` (n elements) is a group of tensors:
 //!
 //! | tensor | elements | what |
 //! |---|---|---|
-//! | `X.weight` | U8 [n/2, 1] | codes, two a byte, the first in the high nibble |
-//! | `X.weight.absmax` | F32 [n/64], or U8 with double quantization | scale of each block |
-//! | `X.weight.quant_map` | F32 [16] | the value of each code |
-//! | `X.weight.nested_absmax` | F32 [n/64/256] | double quantization: scale of 256 scales |
-//! | `X.weight.nested_quant_map` | F32 [256] | double quantization: value of each scale code |
+//! | `X.weight` | U8 `[n/2, 1]` | codes, two a byte, the first in the high nibble |
+//! | `X.weight.absmax` | F32 `[n/64]`, or U8 with double quantization | scale of each block |
+//! | `X.weight.quant_map` | F32 `[16]` | the value of each code |
+//! | `X.weight.nested_absmax` | F32 `[n/64/256]` | double quantization: scale of 256 scales |
+//! | `X.weight.nested_quant_map` | F32 `[256]` | double quantization: value of each scale code |
 //! | `X.weight.quant_state.bitsandbytes__nf4` | U8 | JSON: the rest of the state |
 //!
 //! scale = `nested_quant_map[absmax] * nested_absmax + nested_offset`. Counts are rounded up.
 //!
 //! This module knows sizes and names, not arithmetic: code tables come from the caller, and a file
 //! with other tables is refused, because its numbers would silently be others. [`FourBit`] is what
-//! was read, [`parts`] and [`write`] are the way back.
+//! was read, [`parts`] and [`write()`] are the way back.
 
 mod read;
 mod write;
