@@ -8,7 +8,10 @@
 //! quantized again, to eight bits in groups of [`NESTED_BLOCK`]: see [`DoubleQuantized`].
 //!
 //! Every byte written here equals the one that bitsandbytes 0.50.2 writes on a CPU, and every value
-//! read back equals what it reads. What deviates, and when, is said where it does ([`mean`]).
+//! read back equals what it reads. Its own result changes in three cases, each told where it is
+//! decided: with the number of threads ([`mean`]), without fused multiply-add (`quant/dynamic.rs`), and
+//! in the sign of FP4's second zero, which is +0 here. Optimizer states take the exactly nearest entry,
+//! as on its GPUs; its CPU code goes through a grid.
 //!
 //! This is not the place for files (`checkpoint`), nor for products with quantized weights (`ops`).
 //! Read next: `quant/encode.rs` and `quant/decode.rs` for the blocks, `quant/double.rs` for the

@@ -179,7 +179,6 @@ mod tests {
 
     #[test]
     fn a_short_block_divides_where_a_whole_one_multiplies() {
-        // 0.49 = 0.7 * 0.7 lies on different sides of no boundary, so compare with the rule itself.
         let noise = noise(BLOCK * 40 + 63, 5);
         let (codes, scales) = encoded(Kind::Nf4, &noise);
         let got = nibbles(&codes);
@@ -194,6 +193,17 @@ mod tests {
             let code = boundaries.iter().filter(|&&b| b < x).count();
             assert_eq!(usize::from(got[i]), code, "value {i}");
         }
+    }
+
+    #[test]
+    fn pieces_of_whole_blocks_give_the_bytes_of_one_call() {
+        let values = noise(BLOCK * 5 + 9, 11);
+        let (low, high) = values.split_at(BLOCK * 3);
+        let (mut codes, mut scales) = encoded(Kind::Fp4, low);
+        let (high_codes, high_scales) = encoded(Kind::Fp4, high);
+        codes.extend(high_codes);
+        scales.extend(high_scales);
+        assert_eq!((codes, scales), encoded(Kind::Fp4, &values));
     }
 
     #[test]

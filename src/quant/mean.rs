@@ -80,3 +80,30 @@ fn add(sums: &mut [f32], values: &[f32]) {
 fn ceil_log2(n: usize) -> usize {
     n.max(1).next_power_of_two().trailing_zeros() as usize
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sums_of_small_integers_are_exact_for_every_length() {
+        let values: Vec<f32> = (0..3000).map(|i| (i % 13) as f32).collect();
+        let mut exact = 0.0;
+        for (n, value) in values.iter().enumerate() {
+            assert_eq!(sum(&values[..n]), exact, "{n} values");
+            exact += value;
+        }
+    }
+
+    #[test]
+    fn long_sums_lose_no_more_than_the_levels_do() {
+        let values = vec![0.1_f32; 1 << 20];
+        let error = (f64::from(mean(&values)) - f64::from(0.1_f32)).abs();
+        assert!(error < 1e-7, "{error:e}");
+    }
+
+    #[test]
+    fn no_values_have_no_mean() {
+        assert!(mean(&[]).is_nan());
+    }
+}

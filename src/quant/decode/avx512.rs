@@ -80,17 +80,23 @@ fn by_blocks<E: Element>(
 ) {
     let run = Run::new(start, out.len());
     let (head, rest) = out.split_at_mut(run.head);
-    decode_part(kind, codes, &scale_of, start, head);
+    if !head.is_empty() {
+        decode_part(kind, codes, &scale_of, start, head);
+    }
     let (blocks, tail) = rest.as_chunks_mut::<BLOCK>();
     let mut block = run.first_whole;
-    if !blocks.is_empty() {
-        let (bytes, _) = codes[block * BLOCK_BYTES..].as_chunks::<BLOCK_BYTES>();
-        for (bytes, values) in bytes.iter().zip(blocks) {
-            whole(bytes, scale_of(block), values);
-            block += 1;
-        }
+    let bytes = codes
+        .as_chunks::<BLOCK_BYTES>()
+        .0
+        .get(block..)
+        .unwrap_or_default();
+    for (bytes, values) in bytes.iter().zip(blocks) {
+        whole(bytes, scale_of(block), values);
+        block += 1;
     }
-    decode_part(kind, codes, &scale_of, block * BLOCK, tail);
+    if !tail.is_empty() {
+        decode_part(kind, codes, &scale_of, block * BLOCK, tail);
+    }
 }
 
 #[target_feature(enable = "avx512f")]
