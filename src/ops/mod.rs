@@ -72,7 +72,7 @@ fn lanes_sum<R: Real>(count: usize, term: impl Fn(usize) -> R) -> R {
     let mut width = LANES / 2;
     while width > 0 {
         for lane in 0..width {
-            lanes[lane] = lanes[lane] + lanes[lane + width];
+            lanes[lane] += lanes[lane + width];
         }
         width /= 2;
     }
