@@ -61,6 +61,14 @@ def arithmetic(dtype):
     return exact() if dtype == torch.float64 else contextlib.nullcontext()
 
 
+@contextlib.contextmanager
+def forward_of(model):
+    """Around a forward pass: in a float64 model nothing else than float64 may appear."""
+    double = next(model.parameters()).dtype == torch.float64
+    with exact() if double else contextlib.nullcontext(), OnlyFloat64() if double else contextlib.nullcontext():
+        yield
+
+
 def nf4(weight):
     """The float32 values that NF4 with blocks of 64 and double quantization gives back."""
     codes, state = bnb.quantize_4bit(weight, blocksize=64, quant_type="nf4", compress_statistics=True)
@@ -93,10 +101,8 @@ def load(folder, base="none", dtype=torch.float64, adapter=None):
 
 def logits(model, ids):
     """One row alone, no padding, no cache. [T, V]"""
-    dtype = next(model.parameters()).dtype
     forget_length(model)
-    check = OnlyFloat64() if dtype == torch.float64 else contextlib.nullcontext()
-    with arithmetic(dtype), check:
+    with forward_of(model):
         return model(input_ids=torch.tensor([ids]), use_cache=False).logits[0]
 
 
