@@ -4,7 +4,7 @@ import json
 import os
 from pathlib import Path
 
-os.environ["TORCHDYNAMO_DISABLE"] = "1"
+os.environ["TORCHDYNAMO_DISABLE"] = "1"  # read at the first call: bitsandbytes compiles nothing, results do not move
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 

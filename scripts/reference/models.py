@@ -1,8 +1,9 @@
 """A tiny random model of each family with an adapter, and what float64 makes of them.
 
-Writes tests/fixtures/models/NAME/: the model, adapter/ (PEFT), reference.safetensors and
-reference.json. Give names to remake only those: `python models.py llama gemma3`.
+Writes tests/fixtures/models/NAME/: the model, its config in the older form too, adapter/ (PEFT),
+reference.safetensors and reference.json. Give names to remake only those: `python models.py llama gemma3`.
 """
+import json
 import shutil
 import sys
 
@@ -43,7 +44,7 @@ MODELS = {
     "gemma2": dict(type="gemma2", tie_word_embeddings=True, query_pre_attn_scalar=20, sliding_window=6,
         attn_logit_softcapping=4.0, final_logit_softcapping=5.0, rope_parameters=PLAIN),
     "gemma3": dict(type="gemma3_text", num_hidden_layers=3, tie_word_embeddings=True, query_pre_attn_scalar=20,
-        sliding_window=6, layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+        sliding_window=6, sliding_window_pattern=2,
         rope_parameters={"sliding_attention": PLAIN,
                          "full_attention": {"rope_type": "linear", "rope_theta": 1000000.0, "factor": 8.0}}),
 }
@@ -77,6 +78,34 @@ def write_model(folder, overrides, seed):
     for parameter_name, p in sorted(model.named_parameters()):
         p.data = random_weight(parameter_name, p, config.model_type.startswith("gemma"), seed)
     model.to(file_dtype).save_pretrained(folder)
+    write_old_config(folder, config)
+
+
+def write_old_config(folder, config):
+    """The same model as transformers 4 wrote it, and as most published folders still have it."""
+    old = json.loads((folder / "config.json").read_text())
+    rope = old.pop("rope_parameters")
+    if "full_attention" in rope:
+        old["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"]
+        old["sliding_window_pattern"] = old.pop("_sliding_window_pattern")
+        rope = rope["full_attention"]
+    old.pop("layer_types", None)
+    old["torch_dtype"] = old.pop("dtype")
+    del old["transformers_version"]
+    old["rope_theta"] = rope.pop("rope_theta")
+    rope.pop("partial_rotary_factor", None)
+    rope["type"] = rope["rope_type"]  # the older of its two names
+    if config.model_type not in ("llama", "gemma3_text"):
+        del rope["rope_type"]
+    old["rope_scaling"] = None if rope["type"] == "default" else rope
+    write_json(folder / "config_v4.json", old)
+    again = type(config).from_dict(old)
+    if config.model_type == "gemma3_text":
+        again.rope_parameters["full_attention"].pop("type")
+    else:
+        again.rope_parameters.pop("type", None)
+    for key in ("rope_parameters", "layer_types"):
+        assert getattr(again, key, None) == getattr(config, key, None), (key, getattr(again, key), getattr(config, key))
 
 
 def random_weight(name, p, gemma, seed):
