@@ -51,7 +51,7 @@ impl Random {
     pub fn normal_at(&self, position: u64) -> f32 {
         let block = self.block(position / 2);
         let pair = 2 * (position % 2) as usize;
-        let unit = |word: u32| (f64::from(word) + 0.5) / f64::from(u32::MAX).mul_add(1.0, 1.0);
+        let unit = |word: u32| (f64::from(word) + 0.5) / 4_294_967_296.0;
         let radius = (-2.0 * unit(block[pair]).ln()).sqrt();
         let angle = 2.0 * std::f64::consts::PI * unit(block[pair + 1]);
         (radius * angle.cos()) as f32
@@ -74,7 +74,12 @@ impl Random {
     }
 
     fn block(&self, counter: u64) -> [u32; 4] {
-        let counter = [counter as u32, (counter >> 32) as u32, self.step, self.purpose];
+        let counter = [
+            counter as u32,
+            (counter >> 32) as u32,
+            self.step,
+            self.purpose,
+        ];
         philox(counter, self.key)
     }
 }
@@ -90,7 +95,10 @@ pub fn philox(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
             (low >> 32) as u32 ^ counter[3] ^ key[1],
             low as u32,
         ];
-        key = [key[0].wrapping_add(0x9E37_79B9), key[1].wrapping_add(0xBB67_AE85)];
+        key = [
+            key[0].wrapping_add(0x9E37_79B9),
+            key[1].wrapping_add(0xBB67_AE85),
+        ];
     }
     counter
 }
@@ -123,7 +131,9 @@ mod tests {
     #[test]
     fn normal_numbers_have_mean_zero_variance_one_and_thin_tails() {
         let random = Random::new(7, Purpose::Init, 3);
-        let draws: Vec<f64> = (0..20_000).map(|i| f64::from(random.normal_at(i))).collect();
+        let draws: Vec<f64> = (0..20_000)
+            .map(|i| f64::from(random.normal_at(i)))
+            .collect();
         let moment = |power| draws.iter().map(|x| x.powi(power)).sum::<f64>() / 20_000.0;
         assert!(moment(1).abs() < 0.03, "{}", moment(1));
         assert!((moment(2) - 1.0).abs() < 0.04, "{}", moment(2));
@@ -140,7 +150,10 @@ mod tests {
             sorted.sort_unstable();
             assert_eq!(sorted, [0, 1, 2, 3, 4]);
         }
-        assert!(firsts.iter().all(|&n| (850..1150).contains(&n)), "{firsts:?}");
+        assert!(
+            firsts.iter().all(|&n| (850..1150).contains(&n)),
+            "{firsts:?}"
+        );
     }
 
     #[test]

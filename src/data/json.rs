@@ -44,7 +44,11 @@ fn fault(error: serde_json::Error) -> Fault {
     let end = text.rfind(" at line ").unwrap_or(text.len());
     Fault {
         line: error.line().max(1),
-        what: format!("not valid JSON: {} (column {})", &text[..end], error.column()),
+        what: format!(
+            "not valid JSON: {} (column {})",
+            &text[..end],
+            error.column()
+        ),
     }
 }
 
@@ -103,7 +107,9 @@ impl<'de> Visitor<'de> for Strict {
             let value = entries.next_value_seed(Strict)?;
             if map.contains_key(&key) {
                 let key = crate::error::escape(&key);
-                return Err(A::Error::custom(format!("the key `{key}` stands twice in one object")));
+                return Err(A::Error::custom(format!(
+                    "the key `{key}` stands twice in one object"
+                )));
             }
             map.insert(key, value);
         }
@@ -121,7 +127,10 @@ mod tests {
         assert_eq!(fault.line, 2);
         assert!(fault.what.contains("`b` stands twice"), "{}", fault.what);
         let value = parse(b"{\"z\":1,\"a\":[true,null,-1,1.5,\"x\"]}").unwrap();
-        assert_eq!(value.to_string(), "{\"z\":1,\"a\":[true,null,-1,1.5,\"x\"]}");
+        assert_eq!(
+            value.to_string(),
+            "{\"z\":1,\"a\":[true,null,-1,1.5,\"x\"]}"
+        );
     }
 
     #[test]

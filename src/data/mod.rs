@@ -1,10 +1,22 @@
 //! Records in, batches of tokens with their targets out.
+mod batch;
+mod chat;
+mod dataset;
+mod explain;
 mod json;
 mod python;
 mod quiet;
+mod record;
+mod source;
 mod special;
 mod template;
+mod tokenize;
 mod tokenizer;
+mod turns;
+pub use batch::{Batching, MicroBatch, Order, Packing, Row, Target, Window, epoch_windows, pack};
+pub use dataset::{DataReport, Dataset, Dropped, Example, Origin, Policy};
+pub use explain::{ExplainedToken, explain};
 pub use special::TokenizerFiles;
 pub use template::{ChatTemplate, Conversation, GenerationPrompt, Moment, Rendered};
+pub use tokenize::TrainOn;
 pub use tokenizer::{Encoded, Special, TextStream, Tokenizer};

@@ -66,11 +66,27 @@ struct Date {
 }
 
 const DAYS: [&str; 7] = [
-    "Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday",
+    "Sunday",
+    "Monday",
+    "Tuesday",
+    "Wednesday",
+    "Thursday",
+    "Friday",
+    "Saturday",
 ];
 const MONTHS: [&str; 12] = [
-    "January", "February", "March", "April", "May", "June", "July", "August", "September",
-    "October", "November", "December",
+    "January",
+    "February",
+    "March",
+    "April",
+    "May",
+    "June",
+    "July",
+    "August",
+    "September",
+    "October",
+    "November",
+    "December",
 ];
 
 impl Date {
@@ -93,12 +109,18 @@ impl Date {
             month += 1;
         }
         let second = seconds.rem_euclid(86_400);
-        Self { year, month, day: left + 1, weekday, day_of_year, second }
+        Self {
+            year,
+            month,
+            day: left + 1,
+            weekday,
+            day_of_year,
+            second,
+        }
     }
 
     fn part(&self, letter: char) -> String {
-        let (hour, minute, second) =
-            (self.second / 3600, self.second / 60 % 60, self.second % 60);
+        let (hour, minute, second) = (self.second / 3600, self.second / 60 % 60, self.second % 60);
         let half_day = if hour % 12 == 0 { 12 } else { hour % 12 };
         match letter {
             'Y' => self.year.to_string(),
@@ -152,9 +174,12 @@ pub(super) fn extend(environment: &mut Environment<'static>, now: Moment) {
     environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
     environment.set_formatter(write_value);
     environment.add_filter("tojson", to_json);
-    environment.add_function("raise_exception", |message: String| -> Result<Value, Error> {
-        Err(Error::new(ErrorKind::InvalidOperation, message))
-    });
+    environment.add_function(
+        "raise_exception",
+        |message: String| -> Result<Value, Error> {
+            Err(Error::new(ErrorKind::InvalidOperation, message))
+        },
+    );
     environment.add_function("strftime_now", move |pattern: &str| now.format(pattern));
 }
 
@@ -171,7 +196,9 @@ fn write_value(out: &mut Output<'_>, state: &mut State, value: &Value) -> Result
 
 /// Python's `json.dumps` as Hugging Face calls it: no ASCII escapes, `, ` and `: ` between.
 fn to_json(value: &Value, options: Kwargs) -> Result<String, Error> {
-    let ascii = options.get::<Option<bool>>("ensure_ascii")?.unwrap_or(false);
+    let ascii = options
+        .get::<Option<bool>>("ensure_ascii")?
+        .unwrap_or(false);
     let sort = options.get::<Option<bool>>("sort_keys")?.unwrap_or(false);
     let indent = options.get::<Option<usize>>("indent")?;
     let separators = options.get::<Option<Vec<String>>>("separators")?;

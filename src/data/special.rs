@@ -124,8 +124,13 @@ fn token_text(path: &Path, name: &str, value: Option<&Value>) -> Result<Option<S
         Some(Value::Object(token)) => token.get("content").and_then(Value::as_str),
         Some(value) => value.as_str(),
     };
-    text.map(|text| Some(text.to_string()))
-        .ok_or_else(|| bad(path, name, "is neither a string nor an object with `content`"))
+    text.map(|text| Some(text.to_string())).ok_or_else(|| {
+        bad(
+            path,
+            name,
+            "is neither a string nor an object with `content`",
+        )
+    })
 }
 
 fn flag(path: &Path, config: &Map<String, Value>, name: &str) -> Result<Option<bool>, Error> {

@@ -111,7 +111,10 @@ impl ChatTemplate {
         now: Moment,
     ) -> Result<Self, Error> {
         if source.len() > LARGEST {
-            let what = format!("a chat template of {} bytes; 1 MiB is allowed", source.len());
+            let what = format!(
+                "a chat template of {} bytes; 1 MiB is allowed",
+                source.len()
+            );
             return Err(Error::input(place, what));
         }
         let source = source.replace("\r\n", "\n").replace('\r', "\n");
@@ -120,7 +123,9 @@ impl ChatTemplate {
         environment
             .add_template_owned(NAME, rewritten.clone())
             .map_err(|error| template_error(&place, &error))?;
-        let variables = variables.iter().map(|(name, text)| (name.clone(), Value::from(text)));
+        let variables = variables
+            .iter()
+            .map(|(name, text)| (name.clone(), Value::from(text)));
         Ok(Self {
             environment,
             place,
@@ -144,9 +149,8 @@ impl ChatTemplate {
             }
             None => declared.template,
         };
-        let compile = |(place, source): (Place, String)| {
-            Self::new(&source, place, &declared.tokens, now)
-        };
+        let compile =
+            |(place, source): (Place, String)| Self::new(&source, place, &declared.tokens, now);
         source.map(compile).transpose()
     }
 
@@ -190,15 +194,23 @@ impl ChatTemplate {
             ("messages", Value::from(conversation.messages.clone())),
             ("tools", conversation.tools.clone()),
             ("documents", Value::from(())),
-            ("add_generation_prompt", Value::from(prompt == GenerationPrompt::Add)),
+            (
+                "add_generation_prompt",
+                Value::from(prompt == GenerationPrompt::Add),
+            ),
         ];
-        let own = own.into_iter().map(|(name, value)| (name.to_string(), value));
+        let own = own
+            .into_iter()
+            .map(|(name, value)| (name.to_string(), value));
         Value::from_pairs(self.variables.iter().cloned().chain(own))
     }
 }
 
 fn environment(now: Moment) -> Environment<'static> {
-    let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
+    let syntax = SyntaxConfig::builder()
+        .trim_blocks(true)
+        .lstrip_blocks(true)
+        .build();
     let mut environment = Environment::new();
     environment.set_syntax(syntax.expect("the default delimiters are valid"));
     environment.set_fuel(Some(FUEL));
@@ -281,7 +293,12 @@ mod tests {
 
     fn template(source: &str) -> Result<ChatTemplate, Error> {
         let tokens = [("bos_token".to_string(), "<s>".to_string())];
-        ChatTemplate::new(source, Place::file("t.jinja"), &tokens, Moment::from_unix(0))
+        ChatTemplate::new(
+            source,
+            Place::file("t.jinja"),
+            &tokens,
+            Moment::from_unix(0),
+        )
     }
 
     fn render(source: &str) -> String {
@@ -315,7 +332,10 @@ mod tests {
         let want = "[true, null, \"a\\\"b\", 1.0] True None 1.0 {\"a\":\"ü<\",\"b\":1}";
         assert_eq!(render(source), want);
         let indented = render("{{ {'a': [1, {}], 'b': []} | tojson(indent=2) }}");
-        assert_eq!(indented, "{\n  \"a\": [\n    1,\n    {}\n  ],\n  \"b\": []\n}");
+        assert_eq!(
+            indented,
+            "{\n  \"a\": [\n    1,\n    {}\n  ],\n  \"b\": []\n}"
+        );
         let escaped = render("{{ 'ü🌕' | tojson(ensure_ascii=true) }}");
         assert_eq!(escaped, "\"\\u00fc\\ud83c\\udf15\"");
     }
@@ -323,7 +343,10 @@ mod tests {
     #[test]
     fn the_date_is_the_given_moment() {
         let source = "{{ strftime_now('%d %b %Y, %A %B %-d %H:%M:%S %j %% %y') }}";
-        assert_eq!(render(source), "01 Jan 1970, Thursday January 1 00:00:00 001 % 70");
+        assert_eq!(
+            render(source),
+            "01 Jan 1970, Thursday January 1 00:00:00 001 % 70"
+        );
     }
 
     #[test]
@@ -333,7 +356,8 @@ mod tests {
             "! t.jinja: line 2: the chat template says: no tools"
         );
         assert!(render("\n\n{% if %}").starts_with("! t.jinja: line 3: "));
-        let endless = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}";
+        let endless =
+            "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}";
         assert!(render(endless).contains("does not come to an end"));
         assert!(render("{% include '/etc/passwd' %}").starts_with("! "));
     }

@@ -71,7 +71,11 @@ impl Tokenizer {
         let mut inner = parse(&bytes).map_err(|what| unusable(&place, &what))?;
         check_ids(&inner, vocab_size, &place)?;
         let declared = Declared::read(files)?;
-        let id = |name: &str| declared.token(name).and_then(|text| inner.token_to_id(text));
+        let id = |name: &str| {
+            declared
+                .token(name)
+                .and_then(|text| inner.token_to_id(text))
+        };
         let (bos, eos) = (id("bos_token"), id("eos_token"));
         let begin = match (declared.add_bos, bos) {
             (Some(true), Some(bos)) => vec![bos],
@@ -201,7 +205,9 @@ fn unusable(place: &Place, what: &str) -> Error {
 fn parse(bytes: &[u8]) -> Result<Inner, String> {
     quiet::catch(|| -> Result<Inner, String> {
         let mut inner = Inner::from_bytes(bytes).map_err(|error| error.to_string())?;
-        inner.with_truncation(None).map_err(|error| error.to_string())?;
+        inner
+            .with_truncation(None)
+            .map_err(|error| error.to_string())?;
         inner.with_padding(None);
         Ok(inner)
     })?
@@ -234,10 +240,16 @@ fn check_ids(inner: &Inner, vocab_size: usize, place: &Place) -> Result<(), Erro
 fn post_processor_prefix(inner: &Inner) -> Result<Vec<u32>, String> {
     quiet::catch(|| -> Result<Vec<u32>, String> {
         let probe = "a";
-        let with = inner.encode(probe, true).map_err(|error| error.to_string())?;
-        let plain = inner.encode(probe, false).map_err(|error| error.to_string())?;
+        let with = inner
+            .encode(probe, true)
+            .map_err(|error| error.to_string())?;
+        let plain = inner
+            .encode(probe, false)
+            .map_err(|error| error.to_string())?;
         let (with, plain) = (with.get_ids(), plain.get_ids());
-        let at = with.windows(plain.len().max(1)).position(|window| window == plain);
+        let at = with
+            .windows(plain.len().max(1))
+            .position(|window| window == plain);
         Ok(with[..at.unwrap_or(0)].to_vec())
     })?
 }
@@ -268,7 +280,11 @@ impl<'a> TextStream<'a> {
     fn after(tokenizer: &'a Tokenizer, prompt: &[u32]) -> Result<Self, Error> {
         let ids = prompt[prompt.len().saturating_sub(CONTEXT)..].to_vec();
         let shown = tokenizer.decode(&ids)?;
-        Ok(Self { tokenizer, ids, shown })
+        Ok(Self {
+            tokenizer,
+            ids,
+            shown,
+        })
     }
 
     /// Takes the next token; the text that is certain now, often empty within a character.
