@@ -20,3 +20,4 @@ pub use special::TokenizerFiles;
 pub use template::{ChatTemplate, Conversation, GenerationPrompt, Moment, Rendered};
 pub use tokenize::TrainOn;
 pub use tokenizer::{Encoded, Special, TextStream, Tokenizer};
+pub use turns::turn_span;

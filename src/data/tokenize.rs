@@ -202,6 +202,7 @@ fn conversation(tokenizer: &Tokenizer, chat: &Chat) -> Result<Marked, Refusal> {
     let rendered = template
         .render(&whole, GenerationPrompt::Omit)
         .map_err(refusal)?;
+    refuse_hidden_calls(template, chat, &rendered.text)?;
     let encoded = encode(tokenizer, &rendered.text, Special::Add)?;
     let spans = |taught| turn_spans(template, chat, &rendered.text, taught);
     let supervised = if template.has_generation() {
@@ -232,6 +233,33 @@ fn conversation(tokenizer: &Tokenizer, chat: &Chat) -> Result<Marked, Refusal> {
     })
 }
 
+/// Many templates pass over `tool_calls`; the model would be taught to answer with nothing.
+fn refuse_hidden_calls(template: &ChatTemplate, chat: &Chat, text: &str) -> Result<(), Refusal> {
+    for (index, message) in chat.messages.iter().enumerate() {
+        let calls = message.get("tool_calls").and_then(Value::as_array);
+        let Some(calls) = calls.filter(|_| chat.taught[index]) else {
+            continue;
+        };
+        let span = turns::turn_span(template, &chat.messages, chat.tools.as_ref(), text, index);
+        let answer = span.map_or("", |span| &text[span]);
+        let name = |call: &Value| {
+            call.pointer("/function/name")
+                .and_then(Value::as_str)
+                .map(String::from)
+        };
+        if !calls
+            .iter()
+            .filter_map(name)
+            .all(|name| answer.contains(&name))
+        {
+            let what = "calls a tool, but the model's chat template does not show tool calls; use \
+                        a chat_template.jinja that does, or leave such records out";
+            return Err(Refusal::new(format!("messages[{index}].tool_calls"), what));
+        }
+    }
+    Ok(())
+}
+
 fn is_answer(message: &Value) -> bool {
     message["role"] == "assistant"
 }
@@ -240,7 +268,7 @@ fn is_answer(message: &Value) -> bool {
 fn turn_spans(template: &ChatTemplate, chat: &Chat, text: &str, taught: bool) -> Vec<Range<usize>> {
     let turns = (0..chat.messages.len())
         .filter(|&index| is_answer(&chat.messages[index]) && chat.taught[index] == taught);
-    let span = |index| turns::span(template, &chat.messages, chat.tools.as_ref(), text, index);
+    let span = |index| turns::turn_span(template, &chat.messages, chat.tools.as_ref(), text, index);
     turns.filter_map(span).collect()
 }
 

@@ -269,19 +269,34 @@ fn stop_ids(eos: Option<u32>, declared: &[u32]) -> Vec<u32> {
 #[derive(Debug)]
 pub struct TextStream<'a> {
     tokenizer: &'a Tokenizer,
+    /// Context and everything that is not shown yet.
     ids: Vec<u32>,
+    /// The text of the tokens that are shown already.
     shown: String,
+    /// Lengths of `ids` at which its text ended with a whole character. Only there may it be
+    /// divided: a decoder spoils all bytes behind half a character.
+    whole: Vec<usize>,
 }
 
-/// Tokens of context that decide how the next one is written (leading spaces, joined bytes).
+/// Tokens of context that decide how the next one is written (leading spaces).
 const CONTEXT: usize = 8;
+/// Tokens that may be held back until a character is whole; more are broken bytes.
+const HELD_BACK: usize = 16;
 
 impl<'a> TextStream<'a> {
     fn after(tokenizer: &'a Tokenizer, prompt: &[u32]) -> Result<Self, Error> {
-        let ids = prompt[prompt.len().saturating_sub(CONTEXT)..].to_vec();
-        let shown = tokenizer.decode(&ids)?;
+        let mut context = CONTEXT.min(prompt.len());
+        let mut shown = tokenizer.decode(&prompt[prompt.len() - context..])?;
+        while shown.starts_with(char::REPLACEMENT_CHARACTER)
+            && context < prompt.len().min(CONTEXT + 4)
+        {
+            context += 1;
+            shown = tokenizer.decode(&prompt[prompt.len() - context..])?;
+        }
+        let ids = prompt[prompt.len() - context..].to_vec();
         Ok(Self {
             tokenizer,
+            whole: vec![ids.len()],
             ids,
             shown,
         })
@@ -291,11 +306,14 @@ impl<'a> TextStream<'a> {
     pub fn push(&mut self, id: u32) -> Result<String, Error> {
         self.ids.push(id);
         let text = self.tokenizer.decode(&self.ids)?;
-        if text.ends_with(char::REPLACEMENT_CHARACTER) && self.ids.len() < 4 * CONTEXT {
+        let held_back = self.ids.len() - self.whole.last().unwrap_or(&0);
+        if text.ends_with(char::REPLACEMENT_CHARACTER) && held_back < HELD_BACK {
             return Ok(String::new());
         }
         let new = text[common_prefix(&text, &self.shown)..].to_string();
-        self.shorten(text)?;
+        self.shown = text;
+        self.whole.push(self.ids.len());
+        self.forget()?;
         Ok(new)
     }
 
@@ -305,11 +323,16 @@ impl<'a> TextStream<'a> {
         Ok(text[common_prefix(&text, &self.shown)..].to_string())
     }
 
-    /// Forgets old tokens, so that a long text costs no more per token than a short one.
-    fn shorten(&mut self, text: String) -> Result<(), Error> {
-        self.shown = text;
-        if self.ids.len() > 2 * CONTEXT {
-            self.ids.drain(..self.ids.len() - CONTEXT);
+    /// Drops old context, so that a token of a long text costs no more than one of a short text.
+    fn forget(&mut self) -> Result<(), Error> {
+        let keep = self.ids.len().saturating_sub(CONTEXT);
+        let Some(&cut) = self.whole.iter().rfind(|&&cut| cut <= keep) else {
+            return Ok(());
+        };
+        if cut >= CONTEXT {
+            self.ids.drain(..cut);
+            self.whole.retain(|&whole| whole >= cut);
+            self.whole.iter_mut().for_each(|whole| *whole -= cut);
             self.shown = self.tokenizer.decode(&self.ids)?;
         }
         Ok(())

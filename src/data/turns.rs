@@ -26,7 +26,7 @@ const PROBE: &str = "\u{FDD2}";
 
 /// Byte range of the assistant message `index` in `full`, the rendering of all `messages`; `None`
 /// where the template does not show it.
-pub(super) fn span(
+pub fn turn_span(
     template: &ChatTemplate,
     messages: &[Value],
     tools: Option<&Value>,
