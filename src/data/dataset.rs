@@ -94,7 +94,7 @@ pub struct DataReport {
     /// Records that teach nothing, with the reason.
     pub dropped: Vec<(Place, Dropped)>,
     /// Sequences in which a token that ends generation is a target. 0 means: a model that is
-    /// trained on this will not learn to stop.
+    /// trained on this will not learn to stop. Not known (0) without a tokenizer.
     pub end_token_supervised: usize,
     /// Prompt and completion records whose border fell into a token.
     pub split_borders: usize,

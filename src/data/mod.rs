@@ -1,4 +1,22 @@
-//! Records in, batches of tokens with their targets out.
+//! Data files in, batches of tokens with their targets out.
+//!
+//! The way of a record, one file a station:
+//!
+//! | file | from | to |
+//! |---|---|---|
+//! | `source.rs` | a file | pieces of bytes with their lines |
+//! | `json.rs`, `record.rs`, `chat.rs` | bytes | one of six record shapes, fields checked |
+//! | `template.rs`, `python.rs`, `turns.rs` | a conversation | text, and where in it the answers stand |
+//! | `tokenizer.rs`, `special.rs` | text | token ids |
+//! | `tokenize.rs` | a record | tokens, and which of them are targets |
+//! | `dataset.rs` | all records | [`Dataset`]: examples of bounded length, and a report |
+//! | `batch.rs` | examples | [`MicroBatch`]: flat lists of tokens and targets, no padding |
+//!
+//! `explain.rs` shows the result to people. Generation goes the same way as training: render with
+//! [`GenerationPrompt::Add`], encode with [`Special::Add`], so that both see the same ids.
+//!
+//! Nothing here knows models, devices or losses. Start with [`Dataset::load`].
+
 mod batch;
 mod chat;
 mod dataset;

@@ -194,6 +194,9 @@ fn write_value(out: &mut Output<'_>, state: &mut State, value: &Value) -> Result
     out.write_str(name).map_err(Error::from)
 }
 
+/// Bounds the memory that a template can ask for.
+const WIDEST_INDENT: usize = 32;
+
 /// Python's `json.dumps` as Hugging Face calls it: no ASCII escapes, `, ` and `: ` between.
 fn to_json(value: &Value, options: Kwargs) -> Result<String, Error> {
     let ascii = options
@@ -201,6 +204,10 @@ fn to_json(value: &Value, options: Kwargs) -> Result<String, Error> {
         .unwrap_or(false);
     let sort = options.get::<Option<bool>>("sort_keys")?.unwrap_or(false);
     let indent = options.get::<Option<usize>>("indent")?;
+    if indent.is_some_and(|width| width > WIDEST_INDENT) {
+        let what = format!("an indent of more than {WIDEST_INDENT}");
+        return Err(Error::new(ErrorKind::InvalidOperation, what));
+    }
     let separators = options.get::<Option<Vec<String>>>("separators")?;
     options.assert_all_used()?;
     let json = serde_json::to_value(value)

@@ -19,6 +19,7 @@ use minijinja::{Environment, ErrorKind};
 
 use super::python;
 pub use super::python::Moment;
+use super::quiet;
 use super::special::{Declared, TokenizerFiles};
 use crate::error::{Error, Place, escape};
 
@@ -120,8 +121,8 @@ impl ChatTemplate {
         let source = source.replace("\r\n", "\n").replace('\r', "\n");
         let rewritten = rewrite_generation_tags(&source);
         let mut environment = environment(now);
-        environment
-            .add_template_owned(NAME, rewritten.clone())
+        quiet::catch(|| environment.add_template_owned(NAME, rewritten.clone()))
+            .map_err(|what| Error::input(place.clone(), escape(&what)))?
             .map_err(|error| template_error(&place, &error))?;
         let variables = variables
             .iter()
@@ -174,9 +175,10 @@ impl ChatTemplate {
         conversation: &Conversation,
         prompt: GenerationPrompt,
     ) -> Result<Rendered, Error> {
-        let template = self.environment.get_template(NAME);
-        let text = template
-            .and_then(|template| template.render(self.context(conversation, prompt)))
+        let context = self.context(conversation, prompt);
+        let render = || self.environment.get_template(NAME)?.render(context);
+        let text = quiet::catch(render)
+            .map_err(|what| Error::input(self.place.clone(), escape(&what)))?
             .map_err(|error| template_error(&self.place, &error))?;
         if !self.has_generation {
             let generation = Vec::new();

@@ -6,7 +6,9 @@
 //!
 //! - The begin tokens are what the file's post-processor puts in front of a text, or, where
 //!   `add_bos_token` of `tokenizer_config.json` is set, what that says. They are added by
-//!   [`Special::Add`] and nowhere else, and not where the text starts with them already.
+//!   [`Special::Add`] and nowhere else, and not where the text starts with them already (as a
+//!   rendered chat may). `add_eos_token` plays no part: records always get their end token, prompts
+//!   never.
 //! - The end token is `eos_token` of the tokenizer, as in Hugging Face's trainers (see
 //!   [`super::special`]); generation also stops at the ids of `generation_config.json`.
 //!   Begin, end and padding may be one id: nothing here or later asks an id what it is for,
@@ -19,6 +21,7 @@
 
 use std::collections::HashMap;
 use std::ops::Range;
+use std::path::Path;
 
 use tokenizers::{PostProcessorWrapper, Tokenizer as Inner};
 
@@ -67,6 +70,7 @@ impl Tokenizer {
     pub fn load(files: &TokenizerFiles, vocab_size: usize, now: Moment) -> Result<Self, Error> {
         let path = &files.tokenizer_json;
         let place = Place::file(path);
+        refuse_older_formats(path)?;
         let bytes = std::fs::read(path).map_err(Error::io(path))?;
         let mut inner = parse(&bytes).map_err(|what| unusable(&place, &what))?;
         check_ids(&inner, vocab_size, &place)?;
@@ -110,7 +114,7 @@ impl Tokenizer {
         let mut ids = encoding.get_ids().to_vec();
         let offsets = encoding.get_offsets().iter();
         let mut bytes: Vec<Range<usize>> = offsets.map(|&(start, end)| start..end).collect();
-        if special == Special::Add && !(!self.begin.is_empty() && ids.starts_with(&self.begin)) {
+        if special == Special::Add && !ids.starts_with(&self.begin) {
             ids.splice(..0, self.begin.iter().copied());
             bytes.splice(..0, self.begin.iter().map(|_| 0..0));
         }
@@ -180,6 +184,24 @@ impl Tokenizer {
     fn too_large(&self, id: u32) -> Error {
         let name = self.token_name(id).unwrap_or_default();
         too_large(&self.place, &name, id, self.vocab_size)
+    }
+}
+
+/// Older models have only the files from which `tokenizer.json` is made.
+fn refuse_older_formats(path: &Path) -> Result<(), Error> {
+    let beside = |name: &str| path.with_file_name(name).is_file();
+    let old = ["tokenizer.model", "vocab.json"]
+        .into_iter()
+        .find(|name| beside(name));
+    match old {
+        Some(old) if !path.is_file() => {
+            let what = format!(
+                "is not there, only {old}; make it with transformers: \
+                 AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
+            );
+            Err(Error::input(path, what))
+        }
+        _ => Ok(()),
     }
 }
 
