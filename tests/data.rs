@@ -18,6 +18,7 @@ mod records;
 #[path = "data/templates.rs"]
 mod templates;
 
+#[expect(clippy::print_stdout, reason = "says why nothing was compared")]
 fn shared(path: &str) -> Option<PathBuf> {
     let root = std::env::var_os("QLORA_SHARED").map_or_else(
         || Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared"),

@@ -45,7 +45,7 @@ pub(super) struct Marked {
 
 impl Marked {
     /// Everything supervised from token `start` on.
-    fn from(tokens: Vec<u32>, start: usize) -> Self {
+    fn taught_from(tokens: Vec<u32>, start: usize) -> Self {
         let supervised = (0..tokens.len()).map(|index| index >= start).collect();
         Self {
             tokens,
@@ -66,39 +66,41 @@ pub(super) fn tokenize(
     tokenizer: Option<&Tokenizer>,
     train_on: TrainOn,
 ) -> Result<Marked, Refusal> {
-    if let Record::Ids { ids, supervised } = record {
-        let (tokens, supervised) = (ids.clone(), supervised.clone());
-        let mut marked = Marked {
-            tokens,
-            supervised,
-            split: false,
-        };
-        marked.unsupervise_first(1);
-        return Ok(marked);
-    }
-    let tokenizer = tokenizer.ok_or_else(|| {
-        let what = "needs a tokenizer, but the model has no tokenizer.json; \
-                    add it, or give records with input_ids";
-        Refusal::new("", what)
-    })?;
+    let present = || tokenizer.ok_or_else(no_tokenizer);
     let mut marked = match record {
-        Record::Text(text) => plain_text(tokenizer, text),
-        Record::Completion { prompt, completion } => joined(tokenizer, prompt, completion),
-        Record::Instruction(record) => instruction(tokenizer, record),
-        Record::Chat(chat) => conversation(tokenizer, chat),
-        Record::Ids { .. } => unreachable!("handled above"),
+        Record::Ids { ids, supervised } => {
+            let (tokens, supervised) = (ids.clone(), supervised.clone());
+            let mut given = Marked {
+                tokens,
+                supervised,
+                split: false,
+            };
+            given.unsupervise_first(1);
+            return Ok(given);
+        }
+        Record::Text(text) => plain_text(present()?, text),
+        Record::Completion { prompt, completion } => joined(present()?, prompt, completion),
+        Record::Instruction(record) => instruction(present()?, record),
+        Record::Chat(chat) => conversation(present()?, chat),
     }?;
     if train_on == TrainOn::All {
         marked.supervised.fill(true);
     }
-    let begins = marked.tokens.starts_with(tokenizer.begin());
-    marked.unsupervise_first(if begins { tokenizer.begin().len() } else { 0 });
+    let begin = tokenizer.map_or(&[][..], Tokenizer::begin);
+    let begins = marked.tokens.starts_with(begin);
+    marked.unsupervise_first(if begins { begin.len() } else { 0 });
     Ok(marked)
+}
+
+fn no_tokenizer() -> Refusal {
+    let what = "needs a tokenizer, but the model has no tokenizer.json; add it, or give records \
+                with input_ids";
+    Refusal::new("", what)
 }
 
 fn plain_text(tokenizer: &Tokenizer, text: &str) -> Result<Marked, Refusal> {
     let tokens = encode(tokenizer, text, Special::Add)?.ids;
-    Ok(Marked::from(ended(tokenizer, tokens), 0))
+    Ok(Marked::taught_from(ended(tokenizer, tokens), 0))
 }
 
 /// Adds the end token, unless the text ends with it.
@@ -121,7 +123,7 @@ fn joined(tokenizer: &Tokenizer, prompt: &str, completion: &str) -> Result<Marke
     } else {
         whole
     };
-    let marked = Marked::from(ended(tokenizer, tokens), start);
+    let marked = Marked::taught_from(ended(tokenizer, tokens), start);
     Ok(Marked { split, ..marked })
 }
 
@@ -206,31 +208,34 @@ fn conversation(tokenizer: &Tokenizer, chat: &Chat) -> Result<Marked, Refusal> {
     let encoded = encode(tokenizer, &rendered.text, Special::Add)?;
     let spans = |taught| turn_spans(template, chat, &rendered.text, taught);
     let supervised = if template.has_generation() {
-        let mut supervised = covered(&encoded, &rendered.generation);
-        if chat
-            .taught
-            .iter()
-            .zip(&chat.messages)
-            .any(|(taught, m)| !taught && is_answer(m))
-        {
-            let untaught = covered(&encoded, &spans(false));
-            supervised
-                .iter_mut()
-                .zip(untaught)
-                .for_each(|(on, off)| *on &= !off);
-        }
-        supervised
+        without(
+            covered(&encoded, &rendered.generation),
+            &covered(&encoded, &spans(false)),
+        )
     } else {
-        let spans = spans(true);
-        let mut supervised = covered(&encoded, &spans);
-        teach_next_stop(tokenizer, &encoded, &spans, &mut supervised);
-        supervised
+        compared(tokenizer, &encoded, &spans(true))
     };
     Ok(Marked {
         tokens: encoded.ids,
         supervised,
         split: false,
     })
+}
+
+/// Targets by the template's own marks, less the turns that are not taught.
+fn without(mut marked: Vec<bool>, untaught: &[bool]) -> Vec<bool> {
+    marked
+        .iter_mut()
+        .zip(untaught)
+        .for_each(|(target, off)| *target &= !off);
+    marked
+}
+
+/// Targets by spans of turns.
+fn compared(tokenizer: &Tokenizer, encoded: &Encoded, spans: &[Range<usize>]) -> Vec<bool> {
+    let mut supervised = covered(encoded, spans);
+    teach_next_stop(tokenizer, encoded, spans, &mut supervised);
+    supervised
 }
 
 /// Many templates pass over `tool_calls`; the model would be taught to answer with nothing.
