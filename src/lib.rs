@@ -5,5 +5,8 @@ pub mod device;
 pub mod error;
 pub mod ops;
 pub mod quant;
+pub mod data;
+pub mod error;
+pub mod random;
 
 pub use error::Error;
