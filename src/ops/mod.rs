@@ -11,7 +11,12 @@
 #[cfg(test)]
 mod check;
 mod element;
+mod gauss;
+pub mod glu;
+#[cfg(test)]
+mod host;
 pub mod rmsnorm;
+mod tasks;
 
 use crate::device::Address;
 pub use element::{Element, Real};
