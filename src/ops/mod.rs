@@ -10,6 +10,7 @@
 
 #[cfg(test)]
 mod check;
+pub mod copy;
 mod element;
 mod gauss;
 pub mod glu;
