@@ -12,6 +12,7 @@
 mod check;
 pub mod copy;
 mod element;
+pub mod embedding;
 mod gauss;
 pub mod glu;
 #[cfg(test)]
