@@ -18,6 +18,7 @@ pub mod glu;
 #[cfg(test)]
 mod host;
 pub mod rmsnorm;
+pub mod rows;
 mod tasks;
 
 use crate::device::Address;
