@@ -11,6 +11,7 @@
 #[cfg(test)]
 mod check;
 pub mod copy;
+pub mod dropout;
 mod element;
 pub mod embedding;
 mod gauss;
