@@ -20,6 +20,7 @@ pub mod glu;
 mod host;
 pub mod rmsnorm;
 pub mod rows;
+pub mod sum_squares;
 mod tasks;
 
 use crate::device::Address;
