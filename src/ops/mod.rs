@@ -10,8 +10,18 @@
 
 #[cfg(test)]
 mod check;
+pub mod copy;
+pub mod dropout;
 mod element;
+pub mod embedding;
+mod gauss;
+pub mod glu;
+#[cfg(test)]
+mod host;
 pub mod rmsnorm;
+pub mod rows;
+pub mod sum_squares;
+mod tasks;
 
 use crate::device::Address;
 pub use element::{Element, Real};
