@@ -3,5 +3,6 @@
 pub mod device;
 pub mod error;
 pub mod ops;
+pub mod quant;
 
 pub use error::Error;
