@@ -11,6 +11,7 @@
 #[cfg(test)]
 mod check;
 mod element;
+pub mod gemm;
 pub mod rmsnorm;
 
 use crate::device::Address;
