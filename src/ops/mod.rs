@@ -18,6 +18,7 @@ mod gauss;
 pub mod glu;
 #[cfg(test)]
 mod host;
+pub mod gemm;
 pub mod rmsnorm;
 pub mod rows;
 pub mod sum_squares;

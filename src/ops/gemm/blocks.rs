@@ -1,0 +1,364 @@
+//! How a product is cut: blocks of rows, strips of columns, pieces of K.
+//!
+//! For each block of rows the whole left operand is packed once, by all threads. Then each task
+//! takes a strip of columns (and a part of the rows, where strips alone are too few): piece by piece
+//! of K it packs the strip of the right operand, which stays in the cache of the core while the left
+//! panels pass by, and adds tile by tile to its sums; at the end the sums become the result.
+//!
+//! The cuts in K depend on the instruction set and on K alone, so an element has the same bits
+//! however rows and columns are cut.
+
+use std::marker::PhantomData;
+use std::ops::Range;
+
+use half::bf16;
+
+use super::pack::{BUFFERS, Buffers, Direction, Packing, Panels, SLACK, Source};
+use super::tile::{Lanes, Tile, VECTORS};
+use super::{Dense, Form, Params};
+use crate::device::{Address, Cpu, Dtype, Scratch, ScratchMemory};
+use crate::ops::element::{Element, Real, per_simd};
+use crate::ops::{slice, slice_mut};
+
+/// Most steps of K in a piece. A piece of a strip takes 64 to 128 KiB, a fraction of a core's L2
+/// cache.
+const STEPS: usize = 512;
+
+/// Columns of a strip.
+const STRIP: usize = 64;
+
+/// Most rows of a block: what the decoding of the right operand is spread over.
+const ROWS: usize = 768;
+
+/// A multiple of the rows of all tiles, and twice that for sums of bf16 products in f32 panels.
+const ROWS_STEP: usize = 24;
+
+/// Left panels that are packed as one task.
+const LEFT_PANELS: usize = 8;
+
+/// Tasks that each thread should find, so that none waits long for the last one.
+const TASKS_PER_THREAD: usize = 3;
+
+/// Fewest panels in a part of a block, so that packing the right operand again for each is paid.
+const PART_PANELS: usize = 8;
+
+/// Shared: the left panels of a block of rows. Per thread: sums, panels of a strip, row buffers.
+///
+/// It does not depend on the instruction set, which a plan does not know: where bf16 numbers are
+/// widened into f32 panels, a block has half the rows instead.
+pub(super) fn scratch(p: &Params) -> Scratch {
+    let depth = |depth: u64| (depth as usize).next_multiple_of(2);
+    let depth: usize = p.products.iter().map(|product| depth(product.depth)).sum();
+    Scratch {
+        shared: most_rows(p) * depth * p.compute.size(),
+        per_thread: sums_bytes(p) + panel_bytes(p) + BUFFERS * buffer_bytes(p),
+    }
+}
+
+fn most_rows(p: &Params) -> usize {
+    (p.rows as usize).min(ROWS).next_multiple_of(ROWS_STEP)
+}
+
+/// Bytes of a sum, and of a lane of a step.
+fn unit(p: &Params) -> usize {
+    p.compute.size().max(size_of::<f32>())
+}
+
+fn sums_bytes(p: &Params) -> usize {
+    most_rows(p) * STRIP * unit(p)
+}
+
+fn panel_bytes(p: &Params) -> usize {
+    STEPS * STRIP * unit(p)
+}
+
+fn buffer_bytes(p: &Params) -> usize {
+    (STEPS + SLACK) * unit(p)
+}
+
+/// A launch on the lanes `L`.
+pub(super) struct Blocks<'a, L> {
+    p: &'a Params,
+    cpu: &'a Cpu,
+    scratch: ScratchMemory,
+    pieces: Vec<Piece>,
+    /// Of all pieces.
+    steps: usize,
+    lanes: PhantomData<L>,
+}
+
+/// A piece of the K of one product.
+struct Piece {
+    product: usize,
+    depth: Range<usize>,
+    /// Steps of all pieces before.
+    first_step: usize,
+    steps: usize,
+}
+
+impl<'a, L: Lanes> Blocks<'a, L> {
+    /// Computes the whole product.
+    ///
+    /// # Safety
+    /// As for [`Kernel::run_on_cpu`](crate::device::Kernel::run_on_cpu); the machine has the
+    /// instruction set of `L`.
+    pub(super) unsafe fn run(p: &'a Params, cpu: &'a Cpu, scratch: ScratchMemory) {
+        let pieces = pieces::<L>(p);
+        let steps = pieces.iter().map(|piece| piece.steps).sum();
+        let blocks = Self {
+            p,
+            cpu,
+            scratch,
+            pieces,
+            steps,
+            lanes: PhantomData,
+        };
+        let rows = p.rows as usize;
+        let block = blocks.rows_of_block();
+        for first in (0..rows).step_by(block) {
+            let rows = first..rows.min(first + block);
+            // SAFETY: passed on from the caller.
+            unsafe {
+                blocks.pack_left(&rows);
+                blocks.multiply(&rows);
+            }
+        }
+    }
+
+    /// Rows whose left panels fit in the scratch, in blocks of equal size.
+    fn rows_of_block(&self) -> usize {
+        let row = self.steps * L::GROUP * size_of::<L::Number>();
+        let fit = scratch(self.p).shared.checked_div(row).unwrap_or(ROWS);
+        let most = (fit / L::ROWS * L::ROWS).min(most_rows(self.p));
+        let rows = (self.p.rows as usize).max(1);
+        rows.div_ceil(rows.div_ceil(most))
+            .next_multiple_of(L::ROWS)
+    }
+
+    /// Numbers from one left panel to the next.
+    fn left_pitch(&self) -> usize {
+        self.steps * L::ROWS * L::GROUP
+    }
+
+    /// Step `step` of left panel `panel`.
+    fn left(&self, panel: usize, step: usize) -> *mut L::Number {
+        let start = self.scratch.shared().cast::<L::Number>();
+        start.wrapping_add(panel * self.left_pitch() + step * L::ROWS * L::GROUP)
+    }
+
+    unsafe fn pack_left(&self, rows: &Range<usize>) {
+        let lanes_of_task = LEFT_PANELS * L::ROWS;
+        let tasks = rows.len().div_ceil(lanes_of_task) * self.pieces.len();
+        self.cpu.for_each(tasks, |task| {
+            let (group, piece) = (task / self.pieces.len(), task % self.pieces.len());
+            let piece = &self.pieces[piece];
+            let first = rows.start + group * lanes_of_task;
+            let panels = Panels {
+                start: self.left(group * LEFT_PANELS, piece.first_step),
+                width: L::ROWS,
+                pitch: self.left_pitch(),
+            };
+            let packing = Packing {
+                source: Source::Dense(&self.p.products[piece.product].left),
+                direction: match self.p.form {
+                    Form::Nt | Form::Nn => Direction::Along,
+                    Form::Tn => Direction::Across,
+                },
+                rounding: rounding(self.p.compute),
+                simd: self.cpu.simd(),
+            };
+            let lanes = first..rows.end.min(first + lanes_of_task);
+            // SAFETY: the rows are of the left operand; the task owns its panels, and its thread
+            // the buffers.
+            unsafe { packing.pack::<L>(lanes, piece.depth.clone(), &panels, self.buffers()) }
+        });
+    }
+
+    unsafe fn multiply(&self, rows: &Range<usize>) {
+        let strips = (self.p.cols as usize).div_ceil(STRIP);
+        let panels = rows.len().div_ceil(L::ROWS);
+        let part = panels.div_ceil(self.parts(strips, panels));
+        self.cpu.for_each(strips * panels.div_ceil(part), |task| {
+            let (part_index, strip) = (task / strips, task % strips);
+            let columns = strip * STRIP..(self.p.cols as usize).min((strip + 1) * STRIP);
+            let panels = part_index * part..panels.min((part_index + 1) * part);
+            // SAFETY: the left panels are packed, and the task owns its rectangle.
+            unsafe { self.rectangle(rows, panels, columns) }
+        });
+    }
+
+    /// Into how many parts the rows are cut for there to be enough tasks.
+    fn parts(&self, strips: usize, panels: usize) -> usize {
+        match self.cpu.threads() {
+            1 => 1,
+            threads => (TASKS_PER_THREAD * threads)
+                .div_ceil(strips.max(1))
+                .clamp(1, panels.div_ceil(PART_PANELS)),
+        }
+    }
+
+    /// Computes the rows of the left panels `panels` of the block `rows`, in `columns`.
+    unsafe fn rectangle(&self, rows: &Range<usize>, panels: Range<usize>, columns: Range<usize>) {
+        let first = rows.start + panels.start * L::ROWS;
+        let rows = first..rows.end.min(first + panels.len() * L::ROWS);
+        // SAFETY: the sums of a thread have room for the rows of a block.
+        let sums =
+            unsafe { std::slice::from_raw_parts_mut(self.thread(0).cast(), rows.len() * STRIP) };
+        sums.fill(Real::ZERO);
+        for piece in &self.pieces {
+            // SAFETY: passed on from the caller.
+            unsafe { self.add_piece(piece, panels.start, columns.clone(), sums) };
+        }
+        finish(self.cpu.simd(), self.p, rows, columns, sums);
+    }
+
+    /// Adds the product over one piece of K to `sums`, whose rows begin with the panel `panel`.
+    unsafe fn add_piece(
+        &self,
+        piece: &Piece,
+        panel: usize,
+        columns: Range<usize>,
+        sums: &mut [<L::Number as Element>::Real],
+    ) {
+        let vectors = columns.len().div_ceil(L::WIDTH).min(VECTORS);
+        let width = vectors * L::WIDTH;
+        let right = Panels {
+            start: self.thread(sums_bytes(self.p)).cast::<L::Number>(),
+            width,
+            pitch: piece.steps * width * L::GROUP,
+        };
+        // SAFETY: the caller vouches for the operand; scratch has room for a strip.
+        unsafe { self.pack_right(piece, columns.clone(), &right) };
+        for (i, sums) in sums.chunks_mut(L::ROWS * STRIP).enumerate() {
+            for (j, column) in (0..columns.len()).step_by(width).enumerate() {
+                let tile = Tile {
+                    steps: piece.steps,
+                    left: self.left(panel + i, piece.first_step),
+                    right: right.start.wrapping_add(j * right.pitch),
+                    sums: sums[column..].as_mut_ptr(),
+                    stride: STRIP,
+                };
+                // SAFETY: panels are packed over all steps, and a strip has room for whole tiles.
+                unsafe { L::tile(sums.len() / STRIP, vectors, tile) };
+            }
+        }
+    }
+
+    unsafe fn pack_right(&self, piece: &Piece, columns: Range<usize>, to: &Panels<L::Number>) {
+        let packing = Packing {
+            source: (&self.p.products[piece.product].right).into(),
+            direction: match self.p.form {
+                Form::Nt => Direction::Along,
+                Form::Nn | Form::Tn => Direction::Across,
+            },
+            rounding: rounding(self.p.compute),
+            simd: self.cpu.simd(),
+        };
+        // SAFETY: passed on from the caller.
+        unsafe { packing.pack::<L>(columns, piece.depth.clone(), to, self.buffers()) }
+    }
+
+    /// Scratch of this thread, `bytes` from its start.
+    fn thread(&self, bytes: usize) -> Address {
+        self.scratch.of_thread(self.cpu.thread()).offset(bytes)
+    }
+
+    fn buffers(&self) -> Buffers {
+        Buffers {
+            start: self.thread(sums_bytes(self.p) + panel_bytes(self.p)),
+            pitch: buffer_bytes(self.p),
+        }
+    }
+}
+
+/// The type that a four-bit weight is rounded to: never f64, so that gradient checks see the weight
+/// that is trained with.
+fn rounding(compute: Dtype) -> Dtype {
+    match compute {
+        Dtype::Bf16 => Dtype::Bf16,
+        Dtype::F32 | Dtype::F64 => Dtype::F32,
+    }
+}
+
+fn pieces<L: Lanes>(p: &Params) -> Vec<Piece> {
+    let mut pieces = Vec::new();
+    let mut first_step = 0;
+    for (product, params) in p.products.iter().enumerate() {
+        let depth = params.depth as usize;
+        for start in (0..depth).step_by(STEPS * L::GROUP) {
+            let depth = start..depth.min(start + STEPS * L::GROUP);
+            let steps = depth.len().div_ceil(L::GROUP);
+            pieces.push(Piece {
+                product,
+                depth,
+                first_step,
+                steps,
+            });
+            first_step += steps;
+        }
+    }
+    pieces
+}
+
+per_simd! {
+    /// Scales `sums`, adds bias and residual, and writes the rectangle of the result.
+    fn finish<S: Real>(p: &Params, rows: Range<usize>, columns: Range<usize>, sums: &mut [S]) {
+        let alpha = S::from_f64(f64::from(p.alpha));
+        for (row, sums) in rows.zip(sums.chunks_exact_mut(STRIP)) {
+            let sums = &mut sums[..columns.len()];
+            for sum in sums.iter_mut() {
+                *sum *= alpha;
+            }
+            // SAFETY: the caller vouches for bias, residual and result, and owns the rectangle.
+            unsafe {
+                if !p.bias.is_null() {
+                    add(slice::<f32>(p.bias, columns.start, columns.len()), sums);
+                }
+                if !p.residual.address.is_null() {
+                    add_residual(&p.residual, row, columns.start, sums);
+                }
+                write(p, row, columns.start, sums);
+            }
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn add_residual<S: Real>(residual: &Dense, row: usize, column: usize, sums: &mut [S]) {
+    let (address, start) = (residual.address, row * residual.stride as usize + column);
+    // SAFETY: passed on from the caller.
+    unsafe {
+        match residual.dtype {
+            Dtype::Bf16 => add(slice::<bf16>(address, start, sums.len()), sums),
+            Dtype::F32 => add(slice::<f32>(address, start, sums.len()), sums),
+            Dtype::F64 => add(slice::<f64>(address, start, sums.len()), sums),
+        }
+    }
+}
+
+#[inline(always)]
+fn add<S: Real, E: Element>(numbers: &[E], sums: &mut [S]) {
+    for (sum, number) in sums.iter_mut().zip(numbers) {
+        *sum += S::from_f64(number.real().to_f64());
+    }
+}
+
+#[inline(always)]
+unsafe fn write<S: Real>(p: &Params, row: usize, column: usize, sums: &[S]) {
+    let (address, start) = (p.out.address, row * p.out.stride as usize + column);
+    // SAFETY: passed on from the caller.
+    unsafe {
+        match p.out.dtype {
+            Dtype::Bf16 => put(p, sums, slice_mut::<bf16>(address, start, sums.len())),
+            Dtype::F32 => put(p, sums, slice_mut::<f32>(address, start, sums.len())),
+            Dtype::F64 => put(p, sums, slice_mut::<f64>(address, start, sums.len())),
+        }
+    }
+}
+
+#[inline(always)]
+fn put<S: Real, E: Element>(p: &Params, sums: &[S], out: &mut [E]) {
+    for (place, sum) in out.iter_mut().zip(sums) {
+        p.write.put(place, E::Real::from_f64(sum.to_f64()));
+    }
+}

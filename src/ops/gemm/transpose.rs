@@ -1,0 +1,97 @@
+//! Rows into lanes: the transposition within packing.
+
+use crate::device::Simd;
+
+/// Rows that are transposed at a time.
+pub(super) const ROWS: usize = 16;
+
+/// Writes element i of row r to element `i · pitch + r` of `out`, for `len` elements of all `rows`
+/// (at most [`ROWS`]).
+///
+/// # Safety
+/// The rows are valid for reads of `len` elements, of any alignment; `out` for what is written.
+pub(super) unsafe fn transpose<U: Copy>(
+    simd: Simd,
+    rows: &[*const U],
+    len: usize,
+    out: *mut U,
+    pitch: usize,
+) {
+    #[cfg(target_arch = "x86_64")]
+    if simd >= Simd::Avx512 && size_of::<U>() == size_of::<u32>() {
+        // SAFETY: passed on from the caller; a device has AVX-512 only where the machine has it,
+        // and any four bytes may be moved as a u32.
+        return unsafe { avx512(rows, len, out.cast(), pitch) };
+    }
+    let _ = simd;
+    for i in 0..len {
+        for (r, row) in rows.iter().enumerate() {
+            // SAFETY: passed on from the caller.
+            unsafe { *out.add(i * pitch + r) = row.add(i).read_unaligned() };
+        }
+    }
+}
+
+/// 16 x 16 elements at a time; `rows` are of elements of four bytes.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+unsafe fn avx512<U>(rows: &[*const U], len: usize, out: *mut u32, pitch: usize) {
+    use std::arch::x86_64::*;
+    let lanes = lower_bits(rows.len());
+    for start in (0..len).step_by(16) {
+        let count = (len - start).min(16);
+        let mut square = [_mm512_setzero_si512(); 16];
+        for (line, row) in square.iter_mut().zip(rows) {
+            let from = row.cast::<i32>().wrapping_add(start);
+            // SAFETY: the caller vouches for `len` elements; the mask leaves out what is beyond.
+            *line = unsafe { _mm512_maskz_loadu_epi32(lower_bits(count), from) };
+        }
+        let square = transpose_square(square);
+        for (i, line) in square.iter().enumerate().take(count) {
+            let to = out.wrapping_add((start + i) * pitch).cast();
+            // SAFETY: the caller vouches for one element per row.
+            unsafe { _mm512_mask_storeu_epi32(to, lanes, *line) };
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+fn lower_bits(count: usize) -> u16 {
+    ((1u32 << count) - 1) as u16
+}
+
+/// Transposes 16 x 16 elements: within pairs of rows, within fours, then fours of lanes.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+fn transpose_square(rows: [std::arch::x86_64::__m512i; 16]) -> [std::arch::x86_64::__m512i; 16] {
+    use std::arch::x86_64::*;
+    /// Lanes 0 and 2 of both operands, and lanes 1 and 3.
+    const EVEN: i32 = 0b10_00_10_00;
+    const ODD: i32 = 0b11_01_11_01;
+    let mut pairs = rows;
+    for i in (0..16).step_by(2) {
+        pairs[i] = _mm512_unpacklo_epi32(rows[i], rows[i + 1]);
+        pairs[i + 1] = _mm512_unpackhi_epi32(rows[i], rows[i + 1]);
+    }
+    // Lane l of fours[4q + c] holds column 4l + c of the rows 4q to 4q + 3.
+    let mut fours = rows;
+    for q in (0..16).step_by(4) {
+        fours[q] = _mm512_unpacklo_epi64(pairs[q], pairs[q + 2]);
+        fours[q + 1] = _mm512_unpackhi_epi64(pairs[q], pairs[q + 2]);
+        fours[q + 2] = _mm512_unpacklo_epi64(pairs[q + 1], pairs[q + 3]);
+        fours[q + 3] = _mm512_unpackhi_epi64(pairs[q + 1], pairs[q + 3]);
+    }
+    let mut columns = rows;
+    for c in 0..4 {
+        let (low, high) = ((fours[c], fours[c + 4]), (fours[c + 8], fours[c + 12]));
+        let even = _mm512_shuffle_i32x4::<EVEN>(low.0, low.1);
+        let odd = _mm512_shuffle_i32x4::<ODD>(low.0, low.1);
+        let even_high = _mm512_shuffle_i32x4::<EVEN>(high.0, high.1);
+        let odd_high = _mm512_shuffle_i32x4::<ODD>(high.0, high.1);
+        columns[c] = _mm512_shuffle_i32x4::<EVEN>(even, even_high);
+        columns[c + 4] = _mm512_shuffle_i32x4::<EVEN>(odd, odd_high);
+        columns[c + 8] = _mm512_shuffle_i32x4::<ODD>(even, even_high);
+        columns[c + 12] = _mm512_shuffle_i32x4::<ODD>(odd, odd_high);
+    }
+    columns
+}
