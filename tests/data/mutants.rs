@@ -1,5 +1,7 @@
 //! Damaged files: 5,000 lines and 5,000 tokenizers, each with some bytes changed.
 
+use std::path::Path;
+
 use qlora_train::data::{Dataset, Moment, Special, Tokenizer};
 use qlora_train::random::{Purpose, Random};
 
@@ -27,6 +29,12 @@ fn mutate(bytes: &mut Vec<u8>, random: &Random) {
     }
 }
 
+/// A new file each time: some file systems wait for the disk where an old one is cut and refilled.
+fn rewrite(path: &Path, bytes: &[u8]) {
+    let _ = std::fs::remove_file(path);
+    std::fs::write(path, bytes).unwrap();
+}
+
 #[test]
 fn no_damaged_line_or_tokenizer_ends_in_a_panic() {
     let tiny = Tiny::new().add_bos().config("chat_template", CHATML.into());
@@ -44,7 +52,7 @@ fn no_damaged_line_or_tokenizer_ends_in_a_panic() {
         let random = Random::new(11, Purpose::Sample, step);
         let mut line = lines[step as usize % lines.len()].as_bytes().to_vec();
         mutate(&mut line, &random);
-        std::fs::write(&path, &line).unwrap();
+        rewrite(&path, &line);
         let data = Dataset::load(
             std::slice::from_ref(&path),
             Some(&tokenizer),
@@ -58,7 +66,7 @@ fn no_damaged_line_or_tokenizer_ends_in_a_panic() {
     for step in 0..5000 {
         let mut mutant = whole.clone();
         mutate(&mut mutant, &Random::new(12, Purpose::Sample, step));
-        std::fs::write(&files.tokenizer_json, &mutant).unwrap();
+        rewrite(&files.tokenizer_json, &mutant);
         if let Ok(tokenizer) = Tokenizer::load(&files, TINY_VOCAB, Moment::from_unix(NOW)) {
             accepted += 1;
             let text = "ab 4 </s>é\n";
