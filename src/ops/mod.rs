@@ -8,6 +8,7 @@
 //!
 //! Start with [`rmsnorm`], the plainest one; [`gemm`] is where the time goes.
 
+pub mod adamw;
 #[cfg(test)]
 mod check;
 pub mod copy;
