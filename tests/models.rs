@@ -5,7 +5,7 @@ mod common;
 
 use common::{NF4, Open, TRAINING, examples, fixture, json, limits_of, micro_batch, tensor};
 use qlora_train::checkpoint::tensors::TensorFile;
-use qlora_train::data::batch::MicroBatch;
+use qlora_train::data::MicroBatch;
 use qlora_train::device::Dtype;
 use qlora_train::model::config::Config;
 use qlora_train::model::load::Quantization;

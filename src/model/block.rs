@@ -188,9 +188,9 @@ impl Grads {
 impl Block {
     /// All linear maps, in the order of [`Saved::low_rank`].
     pub fn linears(&self) -> impl Iterator<Item = &Linear> {
-        let slots = |slots: &'_ [Slot]| slots.iter().map(|slot| &slot.linear).collect::<Vec<_>>();
-        let ends = [slots(&self.qkv), vec![&self.output], slots(&self.gate_up), vec![&self.down]];
-        ends.into_iter().flatten()
+        let (qkv, gate_up) = (self.qkv.iter(), self.gate_up.iter());
+        let (qkv, gate_up) = (qkv.map(|slot| &slot.linear), gate_up.map(|slot| &slot.linear));
+        qkv.chain([&self.output]).chain(gate_up).chain([&self.down])
     }
 
     /// All linear maps, for attaching updates.
@@ -387,14 +387,14 @@ impl Block {
 }
 
 impl AttentionShape {
-    fn over<'a>(&self, tokens: &Tokens<'a>) -> Attention<'a> {
+    fn over<'a>(&self, tokens: &'a Tokens) -> Attention<'a> {
         Attention {
             heads: self.heads,
             scale: self.scale,
             window: self.window,
             soft_cap: self.soft_cap,
-            segments: tokens.segments,
-            segment_count: tokens.segment_count,
+            segments: &tokens.segments,
+            segment_count: tokens.sequences,
             longest: tokens.longest,
         }
     }

@@ -150,8 +150,8 @@ impl Decoder {
         let cap = self.config.final_soft_cap;
         cross_entropy(device, out, target_ids, first, cap, &mut room.losses, gradient);
         let Some((_, dh)) = dh else { return };
-        let logits = room.logits.view(count, vocab);
-        let d = cross_entropy::gradient_view(logits, device.dtype());
+        let logits = room.logits.view_mut(count, vocab);
+        let d = cross_entropy::gradient_view(&logits, device.dtype());
         let term = Term { left: d, right: self.head().operand() };
         let out = dh.view_mut(targets, hidden).rows(chunk);
         matmul(device, Form::Nn, &[term], Epilogue::default(), out, Write::Set);

@@ -15,7 +15,7 @@ use crate::checkpoint::bitsandbytes::{self, Tables};
 use crate::checkpoint::tensors::{DType, MappedBytes, Tensor};
 use crate::checkpoint::weights::Weights;
 use crate::device::{Act, Buf, Device, Dtype, HostBytes};
-use crate::error::{Error, Place};
+use crate::error::Error;
 use crate::quant::{self, Kind};
 
 use super::block::{AttentionShape, Block, Norms, Slot};

@@ -1,7 +1,7 @@
 //! The memory of a run before it starts: the calls of the run, on a device that only books bytes.
 
 use crate::checkpoint::weights::Weights;
-use crate::data::batch::{MicroBatch, Target};
+use crate::data::{MicroBatch, Target};
 use crate::device::{Device, Dtype, Report};
 use crate::error::Error;
 use crate::methods::lora;

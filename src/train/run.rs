@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::Instant;
 
 use crate::checkpoint::adapter::AdapterConfig;
-use crate::data::dataset::Example;
+use crate::data::Example;
 use crate::error::{Error, Place};
 use crate::ops::dropout::Draw;
 use crate::optim::adamw::AdamW;

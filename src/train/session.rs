@@ -4,7 +4,7 @@
 //! the whole step. Each micro-batch adds its share of the one gradient, scaled by that same number,
 //! so that how a step is cut into micro-batches changes nothing but the order of additions.
 
-use crate::data::batch::MicroBatch;
+use crate::data::MicroBatch;
 use crate::device::Device;
 use crate::error::Error;
 use crate::model::decoder::Decoder;

@@ -1,7 +1,7 @@
 //! Which records each optimizer step learns from: a pure function of the step's number.
 
-use crate::data::batch::{Batching, MicroBatch, Row, Window, epoch_windows};
-use crate::data::dataset::Example;
+use crate::data::{Batching, MicroBatch, Row, Window, epoch_windows};
+use crate::data::Example;
 use crate::model::tokens::Limits;
 
 /// How long a run is.
@@ -117,8 +117,8 @@ impl Limits {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::batch::{Order, Packing};
-    use crate::data::dataset::Origin;
+    use crate::data::{Order, Packing};
+    use crate::data::Origin;
 
     fn examples(count: usize) -> Vec<Example> {
         let example = |i: usize| Example {
