@@ -13,7 +13,7 @@ use std::ops::Range;
 use super::element::{Element, Real, per_simd};
 use super::tasks::for_each_piece;
 use super::{slice, slice_mut};
-use crate::device::{Address, Buf, Cpu, Device, Kernel, ScratchMemory};
+use crate::device::{Address, Buf, Cpu, Device, Kernel, ScratchMemory, Simd};
 
 /// What a step depends on besides the numbers.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -52,10 +52,10 @@ pub(super) struct Step {
 
 /// A trainable number with its two moments.
 #[derive(Clone, Copy)]
-pub(super) struct Number {
-    pub value: f64,
-    pub m: f64,
-    pub v: f64,
+struct Number {
+    value: f64,
+    m: f64,
+    v: f64,
 }
 
 /// Parameters of the kernel `adamw`.
@@ -116,9 +116,21 @@ impl Step {
         }
     }
 
+    /// One step on `values` and their moments, all of one length.
+    pub(super) fn take(
+        &self,
+        simd: Simd,
+        values: &mut [f32],
+        grads: &[f32],
+        m: &mut [f32],
+        v: &mut [f32],
+    ) {
+        update(simd, values, grads, m, v, self);
+    }
+
     /// `number` after one step with gradient `g`.
     #[inline(always)]
-    pub(super) fn apply(&self, number: Number, g: f64) -> Number {
+    fn apply(&self, number: Number, g: f64) -> Number {
         let g = g * self.clip;
         let m = self.beta1 * number.m + (1.0 - self.beta1) * g;
         let v = self.beta2 * number.v + (1.0 - self.beta2) * g * g;
@@ -144,7 +156,7 @@ unsafe impl Kernel for Params {
                     slice_mut::<f32>(self.v, start, len),
                 )
             };
-            update(cpu.simd(), values, grads, m, v, &self.step);
+            self.step.take(cpu.simd(), values, grads, m, v);
         });
     }
 }

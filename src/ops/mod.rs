@@ -9,6 +9,7 @@
 //! Start with [`rmsnorm`], the plainest one; [`gemm`] is where the time goes.
 
 pub mod adamw;
+pub mod adamw_8bit;
 #[cfg(test)]
 mod check;
 pub mod copy;
