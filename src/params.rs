@@ -65,7 +65,8 @@ impl Index {
 
 /// Values and gradients on a device.
 pub struct Params {
-    index: Index,
+    /// What lies where.
+    pub index: Index,
     /// Master values.
     pub values: Buf<f32>,
     /// Gradients of the current step.

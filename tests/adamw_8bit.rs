@@ -3,7 +3,7 @@
 
 use half::bf16;
 use qlora_train::device::{Buf, Device, Dtype};
-use qlora_train::ops::adamw::{Hyper, adamw};
+use qlora_train::ops::adamw::{Hyper, adamw, State32};
 use qlora_train::ops::adamw_8bit::{State8, adamw_8bit};
 use qlora_train::quant::{SIGNED, UNSIGNED};
 use safetensors::SafeTensors;
@@ -100,8 +100,7 @@ fn curves_with_f32_moments_are_those_of_torch() {
                 &device,
                 &mut values,
                 &grads,
-                &mut m,
-                &mut v,
+                State32 { m: &mut m, v: &mut v, start: 0 },
                 0..start.len(),
                 &hyper,
             );

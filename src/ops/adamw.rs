@@ -67,22 +67,34 @@ struct Params {
     m: Address,
     v: Address,
     start: u64,
+    state_start: u64,
     len: u64,
     step: Step,
 }
 
-/// One step on the numbers `range` of `values`, whose gradients and moments have the same places in
-/// `grads`, `m` and `v`.
+/// Moments in f32.
+pub struct State32<'a> {
+    /// First moments.
+    pub m: &'a mut Buf<f32>,
+    /// Second moments.
+    pub v: &'a mut Buf<f32>,
+    /// Where those of the first number lie.
+    pub start: usize,
+}
+
+/// One step on the numbers `range` of `values`, whose gradients have the same places in `grads`.
 pub fn adamw(
     device: &Device,
     values: &mut Buf<f32>,
     grads: &Buf<f32>,
-    m: &mut Buf<f32>,
-    v: &mut Buf<f32>,
+    state: State32,
     range: Range<usize>,
     hyper: &Hyper,
 ) {
-    for len in [values.len(), grads.len(), m.len(), v.len()] {
+    let State32 { m, v, start } = state;
+    let of_state = start..start + range.len();
+    let ranges = [(&range, values.len()), (&range, grads.len()), (&of_state, m.len())];
+    for (range, len) in ranges.into_iter().chain([(&of_state, v.len())]) {
         assert!(
             range.start <= range.end && range.end <= len,
             "range {range:?} of {len} numbers"
@@ -94,6 +106,7 @@ pub fn adamw(
         m: m.address_mut(),
         v: v.address_mut(),
         start: range.start as u64,
+        state_start: start as u64,
         len: range.len() as u64,
         step: Step::new(hyper),
     };
@@ -140,20 +153,21 @@ impl Step {
     }
 }
 
-// SAFETY: touches `len` numbers from `start` on only; a task owns its chunk.
+// SAFETY: touches `len` numbers from `start` (moments: `state_start`) on only; a task owns its chunk.
 unsafe impl Kernel for Params {
     const NAME: &'static str = "adamw";
 
     unsafe fn run_on_cpu(&self, cpu: &Cpu, _: ScratchMemory) {
         for_each_piece(cpu, 1, self.len as usize, |_, chunk| {
             let (start, len) = (self.start as usize + chunk.start, chunk.len());
+            let state = self.state_start as usize + chunk.start;
             // SAFETY: the caller vouches for all buffers; a task owns its chunk.
             let (values, grads, m, v) = unsafe {
                 (
                     slice_mut::<f32>(self.values, start, len),
                     slice::<f32>(self.grads, start, len),
-                    slice_mut::<f32>(self.m, start, len),
-                    slice_mut::<f32>(self.v, start, len),
+                    slice_mut::<f32>(self.m, state, len),
+                    slice_mut::<f32>(self.v, state, len),
                 )
             };
             self.step.take(cpu.simd(), values, grads, m, v);
@@ -208,8 +222,11 @@ mod tests {
                 device,
                 &mut values,
                 &grads,
-                &mut m,
-                &mut v,
+                State32 {
+                    m: &mut m,
+                    v: &mut v,
+                    start: range.start,
+                },
                 range.clone(),
                 &hyper,
             );
@@ -270,7 +287,8 @@ mod tests {
         let mut values = buf(&device, &[2.0f32]);
         let [mut m, mut v] = [(); 2].map(|()| buf(&device, &[0.0f32]));
         let grads = buf(&device, &[0.0f32]);
-        adamw(&device, &mut values, &grads, &mut m, &mut v, 0..1, &HYPER);
+        let state = State32 { m: &mut m, v: &mut v, start: 0 };
+        adamw(&device, &mut values, &grads, state, 0..1, &HYPER);
         assert_eq!(numbers(&device, &values), [2.0 * (1.0 - 1e-2 * 0.1) as f32]);
     }
 

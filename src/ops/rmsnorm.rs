@@ -76,7 +76,6 @@ pub fn backward(device: &Device, x: Mat, norm: Norm, dy: Mat, dx: MatMut, write:
         forward,
         dy: dy.address,
         dy_stride: dy.stride as u64,
-        write,
     };
     // SAFETY: as in `forward`; dy has the shape of x.
     unsafe { device.launch(kernel) }
@@ -90,7 +89,6 @@ pub fn backward_in_place(device: &Device, x: Mat, norm: Norm, dy: MatMut) {
         forward,
         dy: address,
         dy_stride,
-        write: Write::Set,
     };
     // SAFETY: as in `forward`; a group is read whole before any of it is written.
     unsafe { device.launch(kernel) }

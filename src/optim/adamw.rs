@@ -2,7 +2,7 @@
 
 use crate::device::{Buf, Device};
 use crate::error::Error;
-use crate::ops::adamw::{Hyper, adamw};
+use crate::ops::adamw::{Hyper, State32, adamw};
 use crate::ops::adamw_8bit::{State8, adamw_8bit};
 use crate::ops::sum_squares::sum_squares;
 use crate::params::{Entry, Params};
@@ -121,22 +121,21 @@ impl AdamW {
 
     fn update(&mut self, device: &Device, params: &mut Params, hyper: &Hyper) {
         let [m, v] = &mut self.plain;
+        let (values, grads) = (&mut params.values, &params.grads);
         let Some(eight_bit) = &mut self.eight_bit else {
-            let all = 0..params.index().len();
-            return adamw(device, &mut params.values, &params.grads, m, v, all, hyper);
+            let all = 0..values.len();
+            return adamw(device, values, grads, State32 { m, v, start: 0 }, all, hyper);
         };
         let mut at = Layout::default();
-        let entries: Vec<Entry> = params.index().entries().to_vec();
-        for Entry { range, .. } in entries {
-            let start = at;
+        for Entry { range, .. } in params.index.entries() {
+            let Layout { plain, codes, blocks } = at;
             at.push(range.len(), Moments::EightBit);
             if range.len() < SMALLEST_EIGHT_BIT {
-                let (values, grads) = (&mut params.values, &params.grads);
-                adamw(device, values, grads, m, v, range, start.plain, hyper);
+                let state = State32 { m, v, start: plain };
+                adamw(device, values, grads, state, range.clone(), hyper);
             } else {
-                let (values, grads) = (&mut params.values, &params.grads);
                 let state = eight_bit.state();
-                adamw_8bit(device, values, grads, state, range, start.codes, start.blocks, hyper);
+                adamw_8bit(device, values, grads, state, range.clone(), codes, blocks, hyper);
             }
         }
     }
@@ -154,7 +153,7 @@ impl EightBit {
 
     fn state(&mut self) -> State8<'_> {
         let ([m, v], [m_absmax, v_absmax]) = (&mut self.codes, &mut self.scales);
-        State8 { m, v, m_absmax, v_absmax, signed: &self.maps[0], unsigned: &self.maps[1] }
+        State8 { m, v, m_absmax, v_absmax, signed_map: &self.maps[0], unsigned_map: &self.maps[1] }
     }
 }
 
