@@ -14,6 +14,10 @@ pub mod adamw_8bit;
 mod check;
 pub mod copy;
 pub mod dropout;
+pub mod attention;
+#[cfg(test)]
+mod check;
+pub mod cross_entropy;
 mod element;
 pub mod embedding;
 mod gauss;
@@ -25,6 +29,9 @@ pub mod rmsnorm;
 pub mod rows;
 pub mod sum_squares;
 mod tasks;
+pub mod rope;
+
+use bytemuck::Pod;
 
 use crate::device::Address;
 pub use element::{Element, Real};
@@ -54,7 +61,7 @@ impl Write {
 ///
 /// # Safety
 /// They must be valid for reads of `E` and not be written meanwhile.
-unsafe fn slice<'a, E: Element>(address: Address, start: usize, len: usize) -> &'a [E] {
+unsafe fn slice<'a, E: Pod>(address: Address, start: usize, len: usize) -> &'a [E] {
     // SAFETY: the caller vouches for it.
     unsafe { std::slice::from_raw_parts(address.cast::<E>().add(start), len) }
 }
@@ -63,7 +70,7 @@ unsafe fn slice<'a, E: Element>(address: Address, start: usize, len: usize) -> &
 ///
 /// # Safety
 /// They must be valid for reads and writes of `E` and not be touched otherwise meanwhile.
-unsafe fn slice_mut<'a, E: Element>(address: Address, start: usize, len: usize) -> &'a mut [E] {
+unsafe fn slice_mut<'a, E: Pod>(address: Address, start: usize, len: usize) -> &'a mut [E] {
     // SAFETY: the caller vouches for it.
     unsafe { std::slice::from_raw_parts_mut(address.cast::<E>().add(start), len) }
 }
