@@ -3,6 +3,7 @@
 pub mod checkpoint;
 pub mod device;
 pub mod error;
+pub mod model;
 pub mod ops;
 pub mod quant;
 
