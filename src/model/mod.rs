@@ -17,7 +17,3 @@ pub mod rope;
 pub mod tokens;
 pub mod weight;
 pub mod workspace;
-//! [`config`] holds what was read, already consistent; [`rope`] the rotary angles.
-
-pub mod config;
-pub mod rope;
