@@ -21,6 +21,7 @@ use half::bf16;
 use serde_json::{Map, Value};
 
 use super::rope::Rope;
+pub use crate::ops::glu::Activation;
 use crate::checkpoint::json;
 use crate::device::Dtype;
 use crate::error::Error;
@@ -104,17 +105,6 @@ pub struct Config {
     pub pad: Option<u32>,
     /// `quantization_config` as found, an object.
     pub quantization: Option<Value>,
-}
-
-/// The activation of an MLP's gate.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Activation {
-    /// x·σ(x).
-    Silu,
-    /// GELU by its tanh approximation.
-    GeluTanh,
-    /// GELU by the error function.
-    Gelu,
 }
 
 /// How matrices that share an input are stored.

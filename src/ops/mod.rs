@@ -10,26 +10,24 @@
 
 pub mod adamw;
 pub mod adamw_8bit;
-#[cfg(test)]
-mod check;
-pub mod copy;
-pub mod dropout;
 pub mod attention;
 #[cfg(test)]
 mod check;
+pub mod copy;
 pub mod cross_entropy;
+pub mod dropout;
 mod element;
 pub mod embedding;
 mod gauss;
+pub mod gemm;
 pub mod glu;
 #[cfg(test)]
 mod host;
-pub mod gemm;
 pub mod rmsnorm;
+pub mod rope;
 pub mod rows;
 pub mod sum_squares;
 mod tasks;
-pub mod rope;
 
 use bytemuck::Pod;
 
