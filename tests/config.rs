@@ -279,10 +279,10 @@ fn damaged_text_never_panics_and_never_makes_an_inconsistent_config() {
         for original in [text(family, ""), text(family, newer)] {
             for _ in 0..2000 {
                 let damaged = damage(original.clone(), &mut state);
-                if let Ok(Value::Object(map)) = serde_json::from_str(&damaged) {
-                    if let Ok(c) = Config::parse(map, Path::new("config.json")) {
-                        check(&c, &damaged);
-                    }
+                if let Ok(Value::Object(map)) = serde_json::from_str(&damaged)
+                    && let Ok(c) = Config::parse(map, Path::new("config.json"))
+                {
+                    check(&c, &damaged);
                 }
             }
         }

@@ -17,7 +17,7 @@ struct Case {
     length: usize,
     width: usize,
     /// Position, and cos, sin of the three pairs.
-    rows: &'static [(u32, [f32; 6])],
+    rows: &'static [(u32, [f64; 6])],
 }
 
 #[test]
@@ -31,7 +31,7 @@ fn tables_are_those_of_the_reference() {
             let found = [1, 11, half - 1].map(|pair| [row[pair], row[half + pair]]);
             for (found, expected) in found.as_flattened().iter().zip(expected) {
                 assert!(
-                    (found - expected).abs() < 1e-6,
+                    (f64::from(*found) - expected).abs() < 1e-6,
                     "{name}, {position}: {found} {expected}"
                 );
             }
