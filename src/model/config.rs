@@ -136,6 +136,7 @@ impl Config {
         let fields = Fields::of(&map, path);
         let family = Family::find(&fields)?;
         family.refuse_foreign(&fields)?;
+        check_dtype(&fields)?;
         let shape = Shape::read(&fields, family)?;
         let (ropes, max_positions) = ropes::read(&fields, family, shape.head_dim)?;
         let final_soft_cap = family.final_soft_cap(&fields)?;
@@ -247,6 +248,12 @@ fn head_dim(fields: &Fields, family: Family, hidden: usize, heads: usize) -> Res
         return Err(fields.refuse(key, what));
     }
     Ok(head_dim)
+}
+
+/// Each weight file states its own element types, so only a broken field matters here.
+fn check_dtype(fields: &Fields) -> Result<(), Error> {
+    fields.text("torch_dtype")?;
+    fields.text("dtype").map(drop)
 }
 
 fn eps(fields: &Fields) -> Result<f32, Error> {

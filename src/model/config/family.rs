@@ -34,6 +34,7 @@ const FOREIGN: &[&str] = &[
     "clip_qkv",
     "dim_model_base",
     "embedding_multiplier",
+    "lm_head_bias",
     "logit_scale",
     "logits_scaling",
     "moe_intermediate_size",
@@ -43,12 +44,23 @@ const FOREIGN: &[&str] = &[
     "parallel_attn",
     "qk_layernorm",
     "residual_multiplier",
+    "rope_interleaved",
     "scale_depth",
     "scale_emb",
     "use_bidirectional_attention",
+    "use_mrope",
     "use_parallel_residual",
     "use_qk_norm",
     "vision_config",
+];
+
+/// Those of [`FOREIGN`] that multiply, so that 1 changes nothing.
+const MULTIPLIERS: &[&str] = &[
+    "embedding_multiplier",
+    "logit_scale",
+    "logits_scaling",
+    "residual_multiplier",
+    "scale_emb",
 ];
 
 /// Fields that some of the families take, each with those.
@@ -86,7 +98,11 @@ impl Family {
     pub fn refuse_foreign(self, fields: &Fields) -> Result<(), Error> {
         let others = OWN.iter().filter(|(_, families)| !families.contains(&self));
         let keys = FOREIGN.iter().chain(others.map(|(key, _)| key));
-        match keys.into_iter().find(|key| is_set(fields.value(key))) {
+        let is_neutral = |key: &str| {
+            MULTIPLIERS.contains(&key) && fields.value(key).and_then(Value::as_f64) == Some(1.0)
+        };
+        let mut set = keys.filter(|key| is_set(fields.value(key)) && !is_neutral(key));
+        match set.next() {
             None => Ok(()),
             Some(key) => {
                 let what = format!(
@@ -252,11 +268,11 @@ fn names() -> String {
     ALL.map(Family::architecture).join(", ")
 }
 
-/// Neither absent nor a value that changes nothing: a factor of 1, false, 0, nothing inside.
+/// Neither absent nor a value that says no: false, 0, nothing inside.
 fn is_set(value: Option<&Value>) -> bool {
     match value {
         None | Some(Value::Null | Value::Bool(false)) => false,
-        Some(Value::Number(number)) => !matches!(number.as_f64(), Some(0.0 | 1.0)),
+        Some(Value::Number(number)) => number.as_f64() != Some(0.0),
         Some(Value::Array(list)) => !list.is_empty(),
         Some(Value::Object(map)) => !map.is_empty(),
         Some(Value::Bool(true) | Value::String(_)) => true,

@@ -105,7 +105,7 @@ impl Source<'_> {
             "yarn" => YARN,
             "longrope" => LONGROPE,
             "llama3" => LLAMA3,
-            _ => return Err(inside.refuse("rope_type", format!("{}, {TYPES}", escape(name)))),
+            _ => return Err(inside.refuse(type_key(inside), format!("{}, {TYPES}", escape(name)))),
         };
         check_keys(inside, name, known)?;
         match name {
@@ -139,7 +139,7 @@ impl Source<'_> {
                 if self.family == Family::Phi3 && !matches!(name, "default" | "longrope") =>
             {
                 let what = format!("{}, Phi-3 knows default and longrope", escape(name));
-                Err(inside.refuse("rope_type", what))
+                Err(inside.refuse(type_key(inside), what))
             }
             Some(name) => Ok(name),
             // Without a type, other keys would have no meaning.
@@ -171,7 +171,7 @@ impl Source<'_> {
                 "{share}, but {} rotates whole heads: write 1",
                 self.family.architecture()
             );
-            return Err(self.top.refuse(key, what));
+            return Err(self.holder(key).refuse(key, what));
         }
         if width == 0 || !width.is_multiple_of(2) {
             let what = format!(
@@ -179,7 +179,7 @@ impl Source<'_> {
                  number of them",
                 self.head_dim
             );
-            return Err(self.top.refuse(key, what));
+            return Err(self.holder(key).refuse(key, what));
         }
         Ok(width)
     }
@@ -190,6 +190,14 @@ impl Source<'_> {
         let read = |fields: &Fields| fields.optional_size(key, LARGEST_LENGTH);
         let as_number = |length: Option<usize>| length.map(|length| length as f64);
         self.same(key, as_number(read(self.top)?), as_number(read(inside)?))
+    }
+
+    /// The object that holds `key`.
+    fn holder(&self, key: &str) -> &Fields<'_> {
+        match &self.inside {
+            Some(inside) if inside.value(key).is_some() => inside,
+            _ => self.top,
+        }
     }
 
     /// The one value that stands in one place, or equal in both.
@@ -206,7 +214,7 @@ impl Source<'_> {
     fn dynamic(&self, inside: &Fields, width: usize) -> Result<Scaling, Error> {
         if width < 4 {
             let what = format!("dynamic needs at least 4 rotated numbers per head, not {width}");
-            return Err(inside.refuse("rope_type", what));
+            return Err(inside.refuse(type_key(inside), what));
         }
         Ok(Scaling::Dynamic {
             factor: factor(inside)?,
@@ -289,11 +297,21 @@ impl Source<'_> {
     }
 }
 
+/// The spelling in which the type stands.
+fn type_key(inside: &Fields) -> &'static str {
+    if inside.value("rope_type").is_some() {
+        "rope_type"
+    } else {
+        "type"
+    }
+}
+
 const YARN: &[&str] = &[
     "attention_factor",
     "beta_fast",
     "beta_slow",
     "factor",
+    "finetuned", // says how the model was made
     "mscale",
     "mscale_all_dim",
     "original_max_position_embeddings",
