@@ -7,7 +7,7 @@
 //! memory at once, and divides by the count of supervised tokens of the whole optimizer step.
 
 use super::element::{Element, Real, per_simd, with_element};
-use super::{lanes_sum, slice, slice_mut};
+use super::{slice, slice_mut, total};
 use crate::device::{Address, Buf, Cpu, Device, Dtype, Kernel, Mat, MatMut, ScratchMemory};
 
 /// Whether the logits are replaced by their gradient.
@@ -157,12 +157,16 @@ impl<R: Real> Softmax<R> {
     #[inline(always)]
     fn of(logits: &[R], cap: Option<R>) -> Self {
         let max = capped(lanes_max(logits), cap);
+        let mut piece = [R::ZERO; PIECE];
         let mut sum = R::ZERO;
-        for piece in logits.chunks(PIECE) {
-            sum += match cap {
-                None => lanes_sum(piece.len(), |i| (piece[i] - max).exp()),
-                Some(_) => lanes_sum(piece.len(), |i| (capped(piece[i], cap) - max).exp()),
-            };
+        for logits in logits.chunks(PIECE) {
+            let piece = &mut piece[..logits.len()];
+            piece.copy_from_slice(logits);
+            cap_all(piece, cap);
+            for e in &mut *piece {
+                *e = (*e - max).exp();
+            }
+            sum += total(piece);
         }
         Self { max, sum }
     }
@@ -173,6 +177,15 @@ fn capped<R: Real>(z: R, cap: Option<R>) -> R {
     match cap {
         None => z,
         Some(cap) => cap * (z / cap).tanh(),
+    }
+}
+
+#[inline(always)]
+fn cap_all<R: Real>(numbers: &mut [R], cap: Option<R>) {
+    if cap.is_some() {
+        for z in numbers {
+            *z = capped(*z, cap);
+        }
     }
 }
 
@@ -198,24 +211,30 @@ fn replace<E: Element>(
     cap: Option<E::Real>,
     scale: E::Real,
 ) {
-    let at_target = gradient(logits[target], softmax, cap, scale, E::Real::ONE);
+    let at_target = gradient(
+        capped(logits[target], cap),
+        softmax,
+        cap,
+        scale,
+        E::Real::ONE,
+    );
     let mut piece = [E::Real::ZERO; PIECE];
     for start in (0..logits.len()).step_by(PIECE) {
         let count = PIECE.min(logits.len() - start);
         let piece = &mut piece[..count];
         piece.copy_from_slice(&logits[start..start + count]);
+        cap_all(piece, cap);
         let out: &mut [E] = &mut bytemuck::cast_slice_mut(logits)[start..start + count];
-        for (out, z) in out.iter_mut().zip(piece) {
-            *out = E::from_real(gradient(*z, softmax, cap, scale, E::Real::ZERO));
+        for (out, y) in out.iter_mut().zip(piece) {
+            *out = E::from_real(gradient(*y, softmax, cap, scale, E::Real::ZERO));
         }
     }
     bytemuck::cast_slice_mut::<_, E>(logits)[target] = E::from_real(at_target);
 }
 
-/// The gradient at the logit z, whose label is 1 or 0.
+/// The gradient at the logit that was capped to y, whose label is 1 or 0.
 #[inline(always)]
-fn gradient<R: Real>(z: R, softmax: Softmax<R>, cap: Option<R>, scale: R, label: R) -> R {
-    let y = capped(z, cap);
+fn gradient<R: Real>(y: R, softmax: Softmax<R>, cap: Option<R>, scale: R, label: R) -> R {
     let slope = match cap {
         None => R::ONE,
         Some(cap) => R::ONE - (y / cap) * (y / cap),

@@ -234,11 +234,11 @@ impl Real for f64 {
 /// add(cpu.simd(), a, out);
 /// ```
 macro_rules! per_simd {
-    ($(#[$doc:meta])* fn $name:ident<$E:ident : $Bound:path>($($arg:ident : $ty:ty),* $(,)?)
+    ($(#[$doc:meta])* $vis:vis fn $name:ident<$E:ident : $Bound:path>($($arg:ident : $ty:ty),* $(,)?)
         $(-> $ret:ty)? $body:block) => {
         $(#[$doc])*
         #[allow(clippy::too_many_arguments)]
-        fn $name<$E: $Bound>(level: crate::device::Simd, $($arg: $ty),*) $(-> $ret)? {
+        $vis fn $name<$E: $Bound>(level: crate::device::Simd, $($arg: $ty),*) $(-> $ret)? {
             #[inline(always)]
             #[allow(clippy::too_many_arguments)]
             fn body<$E: $Bound>($($arg: $ty),*) $(-> $ret)? $body
