@@ -193,12 +193,17 @@ fn cap_all<R: Real>(numbers: &mut [R], cap: Option<R>) {
 fn lanes_max<R: Real>(numbers: &[R]) -> R {
     const LANES: usize = 64;
     let mut lanes = [R::NEG_INFINITY; LANES];
-    for chunk in numbers.chunks(LANES) {
+    let chunks = numbers.chunks_exact(LANES);
+    let rest = chunks
+        .remainder()
+        .iter()
+        .fold(R::NEG_INFINITY, |max, x| max.max(*x));
+    for chunk in chunks {
         for (lane, number) in lanes.iter_mut().zip(chunk) {
             *lane = lane.max(*number);
         }
     }
-    lanes.into_iter().fold(R::NEG_INFINITY, R::max)
+    lanes.into_iter().fold(rest, R::max)
 }
 
 /// Replaces the logits by their gradient, from the front: elements of E are never longer than
@@ -245,7 +250,7 @@ fn gradient<R: Real>(y: R, softmax: Softmax<R>, cap: Option<R>, scale: R, label:
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::device::Simd;
+    use crate::device::{Act, Simd};
     use crate::ops::check::{download, gradient_error, normal, scaled_error, to_bf16, upload};
 
     const SCALE: f32 = 0.125;
@@ -258,7 +263,7 @@ mod tests {
         (logits, targets)
     }
 
-    /// Losses and gradient of rows that stand second and later among the targets of a batch.
+    /// Losses and gradient of rows whose targets and losses stand second and later in their buffers.
     fn run(
         device: &Device,
         logits: &[f64],
@@ -271,31 +276,24 @@ mod tests {
         let mut ids = device.alloc("targets", rows + 1).unwrap();
         device.upload(&[&[u32::MAX], targets].concat(), &mut ids);
         let mut losses = device.alloc("losses", rows + 1).unwrap();
-        let mut view = act.view_mut(rows, vocabulary);
-        let (dtype, stride) = (device.dtype(), {
-            let view = gradient_view(&view, device.dtype());
-            assert_eq!((view.rows, view.cols), (rows, vocabulary));
-            view.stride
-        });
-        view.rows = rows;
+        let view = act.view_mut(rows, vocabulary);
+        let stride = gradient_view(&view, device.dtype()).stride;
         cross_entropy(device, view, &ids, 1, soft_cap, &mut losses, gradient);
         let mut out = vec![0.0f32; rows + 1];
         device.download(&losses, &mut out);
         assert_eq!(out[0], 0.0, "a loss before the first");
+        let losses = out[1..].iter().map(|loss| f64::from(*loss)).collect();
+        let left = reread(device, &act, device.dtype());
         (
-            out[1..].iter().map(|loss| f64::from(*loss)).collect(),
-            strided(device, &act, dtype, vocabulary, stride),
+            losses,
+            left.chunks(stride)
+                .flat_map(|row| row[..vocabulary].to_vec())
+                .collect(),
         )
     }
 
-    /// The numbers of `dtype` in rows of `cols`, `stride` apart, in the memory of `act`.
-    fn strided(
-        device: &Device,
-        act: &crate::device::Act,
-        dtype: Dtype,
-        cols: usize,
-        stride: usize,
-    ) -> Vec<f64> {
+    /// The memory of `act` as elements of `dtype`.
+    fn reread(device: &Device, act: &Act, dtype: Dtype) -> Vec<f64> {
         let mut bytes = vec![0u8; act.bytes().len()];
         device.download(act.bytes(), &mut bytes);
         let mut same = device
@@ -303,9 +301,6 @@ mod tests {
             .unwrap();
         device.upload(&bytes, same.bytes_mut());
         download(device, &same)
-            .chunks(stride)
-            .flat_map(|row| row[..cols].to_vec())
-            .collect()
     }
 
     /// −ln softmax(y)\[t\] of each row, in f64.

@@ -127,11 +127,17 @@ pub(super) fn scratch<E: Element>(p: &BackwardParams) -> Scratch {
 pub(super) fn run<E: Element>(p: &BackwardParams, cpu: &Cpu, scratch: ScratchMemory) {
     let f = &p.forward;
     let partial = Partial::new(f, scratch.shared());
-    let (segments, kv_heads) = (f.segment_count as usize, f.kv_heads as usize);
-    cpu.for_each(segments * kv_heads * partial.parts, |task| {
+    // SAFETY: the caller of `run_on_cpu` vouches for the segments.
+    let (segments, kv_heads) = (unsafe { f.segments() }, f.kv_heads as usize);
+    for pair in segments.windows(2) {
+        assert!(
+            pair[0].k_end() <= u64::from(pair[1].k_start),
+            "{pair:?} share keys"
+        );
+    }
+    cpu.for_each(segments.len() * kv_heads * partial.parts, |task| {
         let (part, kv_head) = (task % partial.parts, task / partial.parts % kv_heads);
-        // SAFETY: the caller of `run_on_cpu` vouches for the segments.
-        let segment = unsafe { f.segment(task / partial.parts / kv_heads) };
+        let segment = segments[task / partial.parts / kv_heads];
         let memory = scratch.of_thread(cpu.thread());
         // SAFETY: `scratch` has asked for this much, and a thread runs one task at a time.
         let mut work = unsafe { Work::carve(cpu.simd(), memory, f.head_dim as usize) };
@@ -146,10 +152,14 @@ pub(super) fn run<E: Element>(p: &BackwardParams, cpu: &Cpu, scratch: ScratchMem
             partial,
         );
     });
-    cpu.for_each(segments * kv_heads, |task| {
-        // SAFETY: as above.
-        let segment = unsafe { f.segment(task / kv_heads) };
-        add_up::<E>(cpu.simd(), p, segment, task % kv_heads, partial);
+    cpu.for_each(segments.len() * kv_heads, |task| {
+        add_up::<E>(
+            cpu.simd(),
+            p,
+            segments[task / kv_heads],
+            task % kv_heads,
+            partial,
+        );
     });
 }
 
@@ -243,7 +253,7 @@ impl<R: Real> Work<'_, R> {
         transpose(simd, self.d_o, count, head_dim, self.dot);
         self.dq.fill(R::ZERO);
         for (i, lse) in self.lse.iter_mut().take(count).enumerate() {
-            // SAFETY: the caller of `run_on_cpu` vouches for lse, `segment` for the row.
+            // SAFETY: the caller of `run_on_cpu` vouches for lse, `segments` for the row.
             *lse = unsafe { slice::<R>(f.lse, (row + i) * f.lse_stride as usize + head, 1)[0] };
         }
         self.lse[count..].fill(R::ZERO);
@@ -357,7 +367,7 @@ per_simd! {
 per_simd! {
     fn finish<E: Element>(dq: &[E::Real], scale: E::Real, to: HeadRows, queries: Queries) {
         for (i, dq) in dq.chunks_exact(width(to.head_dim)).take(queries.count).enumerate() {
-            // SAFETY: the caller of `run_on_cpu` vouches for dq, `segment` for the row; a task
+            // SAFETY: the caller of `run_on_cpu` vouches for dq, `segments` for the row; a task
             // owns its heads of the segment.
             let out = unsafe { to.row_mut::<E>(queries.row + i) };
             for (out, dq) in out.iter_mut().zip(dq) {
@@ -384,7 +394,7 @@ per_simd! {
                 }
             }
             for (i, sum) in sum.chunks_exact(partial.width).enumerate() {
-                // SAFETY: the caller of `run_on_cpu` vouches for dk and dv, `segment` for the
+                // SAFETY: the caller of `run_on_cpu` vouches for dk and dv, `segments` for the
                 // row; a task owns its kv head of the segment.
                 let out = unsafe { rows.row_mut::<E>(segment.k_start as usize + i) };
                 for (out, sum) in out.iter_mut().zip(sum) {

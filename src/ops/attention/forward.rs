@@ -70,10 +70,11 @@ pub(super) fn scratch<E: Element>(p: &Params) -> Scratch {
 pub(super) fn run<E: Element>(p: &Params, cpu: &Cpu, scratch: ScratchMemory) {
     let heads = p.heads as usize;
     let blocks = (p.longest as usize).div_ceil(QUERIES);
-    cpu.for_each(p.segment_count as usize * blocks * heads, |task| {
+    // SAFETY: the caller of `run_on_cpu` vouches for the segments.
+    let segments = unsafe { p.segments() };
+    cpu.for_each(segments.len() * blocks * heads, |task| {
         let (head, block) = (task % heads, task / heads % blocks);
-        // SAFETY: the caller of `run_on_cpu` vouches for the segments.
-        let segment = unsafe { p.segment(task / heads / blocks) };
+        let segment = segments[task / heads / blocks];
         if block * QUERIES < segment.q_len as usize {
             let memory = scratch.of_thread(cpu.thread());
             // SAFETY: `scratch` has asked for this much, and a thread runs one task at a time.
@@ -186,7 +187,7 @@ impl<R: Real> Work<'_, R> {
     fn keep_lse(&self, p: &Params, queries: Queries, head: usize) {
         for i in 0..queries.count {
             let start = (queries.row + i) * p.lse_stride as usize + head;
-            // SAFETY: the caller of `run_on_cpu` vouches for lse, `segment` for the row; a task
+            // SAFETY: the caller of `run_on_cpu` vouches for lse, `segments` for the row; a task
             // owns its queries and its head.
             unsafe { slice_mut::<R>(p.lse, start, 1)[0] = self.max[i] + self.sum[i].ln() };
         }
@@ -230,7 +231,7 @@ per_simd! {
 per_simd! {
     fn finish<E: Element>(o: &[E::Real], sum: &[E::Real], to: HeadRows, queries: Queries) {
         for (i, o) in o.chunks_exact(width(to.head_dim)).take(queries.count).enumerate() {
-            // SAFETY: the caller of `run_on_cpu` vouches for o, `segment` for the row; a task owns
+            // SAFETY: the caller of `run_on_cpu` vouches for o, `segments` for the row; a task owns
             // its queries and its head.
             let out = unsafe { to.row_mut::<E>(queries.row + i) };
             for (out, o) in out.iter_mut().zip(o) {
