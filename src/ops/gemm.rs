@@ -346,7 +346,11 @@ impl Weight {
     fn new(weight: &FourBit) -> Self {
         let values = weight.rows * weight.cols;
         let blocks = quant::blocks(values);
-        assert_at_least("bytes of codes", weight.codes.len(), quant::code_bytes(values));
+        assert_at_least(
+            "bytes of codes",
+            weight.codes.len(),
+            quant::code_bytes(values),
+        );
         let stored = Self {
             codes: weight.codes.address(),
             values: values as u64,
@@ -402,7 +406,9 @@ unsafe impl Kernel for Params {
         // where the machine has it.
         unsafe {
             match simd {
-                _ if self.compute == Dtype::F64 => Blocks::<tile::Portable<f64>>::run(self, cpu, scratch),
+                _ if self.compute == Dtype::F64 => {
+                    Blocks::<tile::Portable<f64>>::run(self, cpu, scratch)
+                }
                 Simd::Portable => Blocks::<tile::Portable<f32>>::run(self, cpu, scratch),
                 #[cfg(target_arch = "x86_64")]
                 Simd::Avx512Bf16 if narrow => Blocks::<tile::Avx512Bf16>::run(self, cpu, scratch),

@@ -103,6 +103,9 @@ impl<'a, L: Lanes> Blocks<'a, L> {
     /// As for [`Kernel::run_on_cpu`](crate::device::Kernel::run_on_cpu); the machine has the
     /// instruction set of `L`.
     pub(super) unsafe fn run(p: &'a Params, cpu: &'a Cpu, scratch: ScratchMemory) {
+        if p.rows == 0 || p.cols == 0 {
+            return;
+        }
         let pieces = pieces::<L>(p);
         let steps = pieces.iter().map(|piece| piece.steps).sum();
         let blocks = Self {
@@ -130,9 +133,8 @@ impl<'a, L: Lanes> Blocks<'a, L> {
         let row = self.steps * L::GROUP * size_of::<L::Number>();
         let fit = scratch(self.p).shared.checked_div(row).unwrap_or(ROWS);
         let most = (fit / L::ROWS * L::ROWS).min(most_rows(self.p));
-        let rows = (self.p.rows as usize).max(1);
-        rows.div_ceil(rows.div_ceil(most))
-            .next_multiple_of(L::ROWS)
+        let rows = self.p.rows as usize;
+        rows.div_ceil(rows.div_ceil(most)).next_multiple_of(L::ROWS)
     }
 
     /// Numbers from one left panel to the next.
@@ -192,7 +194,7 @@ impl<'a, L: Lanes> Blocks<'a, L> {
         match self.cpu.threads() {
             1 => 1,
             threads => (TASKS_PER_THREAD * threads)
-                .div_ceil(strips.max(1))
+                .div_ceil(strips)
                 .clamp(1, panels.div_ceil(PART_PANELS)),
         }
     }

@@ -3,12 +3,13 @@
 use half::bf16;
 
 use super::*;
-use crate::ops::Element;
+use crate::device::{Act, Report};
 use crate::ops::check::normal;
+use crate::ops::{Element, Real};
 
 /// Numbers with the device's memory behind them.
 struct Matrix {
-    act: crate::device::Act,
+    act: Act,
     rows: usize,
     cols: usize,
     stride: usize,
@@ -58,10 +59,7 @@ impl Matrix {
             Dtype::F64 => download::<f64>(device, &self.act),
         };
         let mut numbers = Vec::new();
-        for (row, before) in all
-            .chunks(self.stride)
-            .zip(self.values.chunks(self.stride))
-        {
+        for (row, before) in all.chunks(self.stride).zip(self.values.chunks(self.stride)) {
             assert_eq!(row[self.cols..], before[self.cols..], "beyond the columns");
             numbers.extend_from_slice(&row[..self.cols]);
         }
@@ -77,7 +75,7 @@ fn rounded(dtype: Dtype, x: f64) -> f64 {
     }
 }
 
-fn upload<E: Element>(device: &Device, values: &[f64], act: &mut crate::device::Act) {
+fn upload<E: Element>(device: &Device, values: &[f64], act: &mut Act) {
     let numbers: Vec<E> = values
         .iter()
         .map(|x| E::from_real(Real::from_f64(*x)))
@@ -85,8 +83,554 @@ fn upload<E: Element>(device: &Device, values: &[f64], act: &mut crate::device::
     device.upload(bytemuck::cast_slice(&numbers), act.bytes_mut());
 }
 
-fn download<E: Element>(device: &Device, act: &crate::device::Act) -> Vec<f64> {
+fn download<E: Element>(device: &Device, act: &Act) -> Vec<f64> {
     let mut numbers = vec![E::zeroed(); act.len()];
     device.download(act.bytes(), bytemuck::cast_slice_mut(&mut numbers));
     numbers.iter().map(|x| x.real().to_f64()).collect()
+}
+
+/// A four-bit weight: random codes and scales.
+struct Weight {
+    kind: quant::Kind,
+    rows: usize,
+    cols: usize,
+    codes: Buf<u8>,
+    plain: Buf<f32>,
+    absmax: Buf<u8>,
+    nested_absmax: Buf<f32>,
+    map: Buf<f32>,
+    nested: bool,
+    /// Codes times scales in f32.
+    values: Vec<f32>,
+}
+
+const OFFSET: f32 = 0.75;
+
+impl Weight {
+    fn new(device: &Device, right: Right, rows: usize, cols: usize, seed: u64) -> Self {
+        let (kind, nested) = match right {
+            Right::Nf4 => (quant::Kind::Nf4, false),
+            _ => (quant::Kind::Fp4, true),
+        };
+        let blocks = quant::blocks(rows * cols);
+        let bytes = |count, seed| normal(seed, count).map(|x| (x * 64.0) as i64 as u8);
+        let codes: Vec<u8> = bytes(quant::code_bytes(rows * cols), seed).collect();
+        let plain: Vec<f32> = normal(seed, blocks).map(|x| (x / 4.0) as f32).collect();
+        let absmax: Vec<u8> = bytes(blocks, seed + 1).collect();
+        let nested_absmax: Vec<f32> = normal(seed + 2, quant::nested_blocks(blocks))
+            .map(|x| x as f32)
+            .collect();
+        let map = quant::SIGNED.values();
+        let scale = |b: usize| match nested {
+            false => plain[b],
+            true => map[usize::from(absmax[b])] * nested_absmax[b / 256] + OFFSET,
+        };
+        let code = |i: usize| usize::from(codes[i / 2] >> (4 - i % 2 * 4)) & 15;
+        let values = (0..rows * cols).map(|i| kind.values()[code(i)] * scale(i / 64));
+        Self {
+            kind,
+            rows,
+            cols,
+            values: values.collect(),
+            codes: uploaded(device, &codes),
+            plain: uploaded(device, &plain),
+            absmax: uploaded(device, &absmax),
+            nested_absmax: uploaded(device, &nested_absmax),
+            map: uploaded(device, map),
+            nested,
+        }
+    }
+
+    fn operand(&self) -> Operand<'_> {
+        let nested = Scales::Nested {
+            absmax: &self.absmax,
+            nested_absmax: &self.nested_absmax,
+            offset: OFFSET,
+            map: &self.map,
+        };
+        Operand::FourBit(FourBit {
+            kind: self.kind,
+            rows: self.rows,
+            cols: self.cols,
+            codes: &self.codes,
+            scales: if self.nested {
+                nested
+            } else {
+                Scales::Plain(&self.plain)
+            },
+        })
+    }
+}
+
+fn uploaded<T: bytemuck::Pod>(device: &Device, values: &[T]) -> Buf<T> {
+    let mut buf = device.alloc("weight", values.len()).unwrap();
+    device.upload(values, &mut buf);
+    buf
+}
+
+/// What the right operand of a case is.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Right {
+    Dense(Dtype),
+    Nf4,
+    NestedFp4,
+}
+
+/// One product of a case, with memory behind it.
+struct Factors {
+    left: Matrix,
+    dense: Option<Matrix>,
+    weight: Option<Weight>,
+}
+
+impl Factors {
+    fn new(device: &Device, case: &Case, k: usize, seed: u64) -> Self {
+        let (m, n) = (case.m, case.n);
+        let (left, right) = match case.form {
+            Form::Nt => ((m, k), (n, k)),
+            Form::Nn => ((m, k), (k, n)),
+            Form::Tn => ((k, m), (k, n)),
+        };
+        let dense = match case.right {
+            Right::Dense(dtype) => Some(Matrix::new(device, dtype, right.0, right.1, seed + 1)),
+            _ => None,
+        };
+        let weight = || Weight::new(device, case.right, right.0, right.1, seed + 2);
+        Self {
+            left: Matrix::new(device, case.left, left.0, left.1, seed),
+            weight: dense.is_none().then(weight),
+            dense,
+        }
+    }
+
+    fn term(&self) -> Term<'_> {
+        Term {
+            left: self.left.view(),
+            right: match (&self.dense, &self.weight) {
+                (Some(dense), _) => dense.view().into(),
+                (_, weight) => weight.as_ref().unwrap().operand(),
+            },
+        }
+    }
+
+    /// The exact product at (i, j), its right operand rounded to `rounding` if in four bits.
+    fn exact(&self, form: Form, rounding: Dtype, i: usize, j: usize) -> f64 {
+        let depth = if form == Form::Tn {
+            self.left.rows
+        } else {
+            self.left.cols
+        };
+        let right = |row: usize, col: usize| match (&self.dense, &self.weight) {
+            (Some(dense), _) => dense.at(row, col),
+            (_, weight) => {
+                let weight = weight.as_ref().unwrap();
+                rounded(rounding, f64::from(weight.values[row * weight.cols + col]))
+            }
+        };
+        (0..depth)
+            .map(|k| match form {
+                Form::Nt => self.left.at(i, k) * right(j, k),
+                Form::Nn => self.left.at(i, k) * right(k, j),
+                Form::Tn => self.left.at(k, i) * right(k, j),
+            })
+            .sum()
+    }
+}
+
+/// One call of [`matmul`].
+#[derive(Debug, Clone, Copy)]
+struct Case {
+    form: Form,
+    m: usize,
+    n: usize,
+    k: usize,
+    /// K of the second term; 0 for none.
+    k2: usize,
+    left: Dtype,
+    right: Right,
+    out: Dtype,
+    /// Bias, residual and an alpha other than 1.
+    epilogue: bool,
+    write: Write,
+}
+
+const PLAIN: Case = Case {
+    form: Form::Nt,
+    m: 1,
+    n: 1,
+    k: 1,
+    k2: 0,
+    left: Dtype::Bf16,
+    right: Right::Dense(Dtype::Bf16),
+    out: Dtype::Bf16,
+    epilogue: false,
+    write: Write::Set,
+};
+
+/// The memory of a case.
+struct Call {
+    case: Case,
+    factors: Vec<Factors>,
+    out: Matrix,
+    residual: Matrix,
+    bias: Vec<f32>,
+    bias_on_device: Buf<f32>,
+}
+
+impl Call {
+    fn new(device: &Device, case: Case) -> Self {
+        let depths = [case.k, case.k2];
+        let terms = if case.k2 > 0 { 2 } else { 1 };
+        let bias: Vec<f32> = normal(32, case.n).map(|x| x as f32).collect();
+        Self {
+            case,
+            factors: (0..terms)
+                .map(|i| Factors::new(device, &case, depths[i], 10 * i as u64))
+                .collect(),
+            out: Matrix::new(device, case.out, case.m, case.n, 30),
+            residual: Matrix::new(device, case.out, case.m, case.n, 31),
+            bias_on_device: uploaded(device, &bias),
+            bias,
+        }
+    }
+
+    fn run(&mut self, device: &Device) {
+        let terms: Vec<Term> = self.factors.iter().map(Factors::term).collect();
+        let epilogue = match self.case.epilogue {
+            false => Epilogue::default(),
+            true => Epilogue {
+                alpha: ALPHA,
+                bias: Some(&self.bias_on_device),
+                residual: Some(self.residual.view()),
+            },
+        };
+        let (form, write) = (self.case.form, self.case.write);
+        matmul(device, form, &terms, epilogue, self.out.view_mut(), write);
+        device.synchronize().unwrap();
+    }
+
+    fn exact(&self) -> Vec<f64> {
+        let rounding = match self.case.compute() {
+            Dtype::Bf16 => Dtype::Bf16,
+            _ => Dtype::F32,
+        };
+        let at = |i, j| {
+            let products = self.factors.iter();
+            let products = products.map(|f| f.exact(self.case.form, rounding, i, j));
+            let mut sum: f64 = products.sum();
+            if self.case.epilogue {
+                sum = sum * f64::from(ALPHA) + f64::from(self.bias[j]) + self.residual.at(i, j);
+            }
+            match self.case.write {
+                Write::Set => sum,
+                Write::Add => sum + self.out.at(i, j),
+            }
+        };
+        let rows = 0..self.case.m;
+        rows.flat_map(|i| (0..self.case.n).map(move |j| (i, j)))
+            .map(|(i, j)| at(i, j))
+            .collect()
+    }
+}
+
+const ALPHA: f32 = -0.37;
+
+impl Case {
+    fn run(&self, device: &Device) -> Vec<f64> {
+        let mut call = Call::new(device, *self);
+        call.run(device);
+        call.out.read(device)
+    }
+
+    fn compute(&self) -> Dtype {
+        let right = match self.right {
+            Right::Dense(dtype) => dtype,
+            _ => Dtype::Bf16,
+        };
+        match [self.left, right] {
+            [Dtype::F64, _] | [_, Dtype::F64] => Dtype::F64,
+            _ if self.out == Dtype::F64 => Dtype::F64,
+            [Dtype::F32, _] | [_, Dtype::F32] => Dtype::F32,
+            _ => Dtype::Bf16,
+        }
+    }
+
+    fn check(&self, devices: &[(Simd, Device)]) {
+        let exact = Call::new(&devices[0].1, *self).exact();
+        for (simd, device) in devices {
+            let got = self.run(device);
+            let worst = most(got.iter().zip(&exact).map(|(a, b)| a - b));
+            let allowed = self.allowed(&exact);
+            assert!(
+                worst <= allowed && got.iter().all(|x| x.is_finite()),
+                "{self:?} on {simd:?}: error {worst:e}, allowed {allowed:e}"
+            );
+        }
+    }
+
+    /// f32 sums: scaled maximum 1e-5, and as many units in the last place for f64. A result in bf16
+    /// may also have twice the error of rounding the exact one.
+    fn allowed(&self, exact: &[f64]) -> f64 {
+        let noise = match self.compute() {
+            Dtype::F64 => 1e-5 * f64::EPSILON / f64::from(f32::EPSILON),
+            _ => 1e-5,
+        };
+        let rounding = match self.out {
+            Dtype::Bf16 => most(exact.iter().map(|x| rounded(self.out, *x) - x)),
+            _ => 0.0,
+        };
+        noise * most(exact.iter().copied()) + 2.0 * rounding
+    }
+}
+
+fn most(numbers: impl Iterator<Item = f64>) -> f64 {
+    numbers.fold(0.0, |most, x| most.max(x.abs()))
+}
+
+/// Devices of two threads for every instruction set of this machine.
+fn devices() -> Vec<(Simd, Device)> {
+    let device = |simd| Device::cpu_with(2, simd, Dtype::Bf16, u64::MAX);
+    Simd::available().map(|simd| (simd, device(simd))).collect()
+}
+
+const FORMS: [Form; 3] = [Form::Nt, Form::Nn, Form::Tn];
+
+/// M, N, K on both sides of the edges of tiles, strips, pieces and blocks.
+const SHAPES: [(usize, usize, usize); 20] = [
+    (1, 1, 1),
+    (1, 130, 172),
+    (2, 16, 64),
+    (3, 17, 2),
+    (4, 4, 65),
+    (5, 5, 3),
+    (6, 8, 63),
+    (7, 9, 130),
+    (11, 31, 172),
+    (12, 32, 128),
+    (13, 33, 127),
+    (23, 63, 16),
+    (24, 64, 511),
+    (25, 65, 512),
+    (97, 15, 513),
+    (12, 128, 1023),
+    (13, 129, 1024),
+    (2, 3, 1025),
+    (767, 7, 5),
+    (800, 3, 9),
+];
+
+#[test]
+fn every_form_operand_and_shape_on_every_instruction_set() {
+    use Dtype::{Bf16, F32, F64};
+    let operands = [
+        (Bf16, Right::Dense(Bf16), Bf16),
+        (Bf16, Right::Dense(Bf16), F32),
+        (F32, Right::Dense(F32), F32),
+        (F32, Right::Dense(Bf16), Bf16),
+        (F64, Right::Dense(F64), F64),
+        (Bf16, Right::Nf4, Bf16),
+        (Bf16, Right::NestedFp4, F32),
+        (F32, Right::NestedFp4, F32),
+        (F64, Right::Nf4, F64),
+    ];
+    let devices = devices();
+    for (left, right, out) in operands {
+        for (m, n, k) in SHAPES {
+            for form in FORMS {
+                let case = Case {
+                    form,
+                    m,
+                    n,
+                    k,
+                    left,
+                    right,
+                    out,
+                    ..PLAIN
+                };
+                case.check(&devices);
+            }
+        }
+    }
+}
+
+#[test]
+fn second_term_bias_residual_alpha_and_add() {
+    let depths = [
+        (172, 16, Write::Set),
+        (65, 3, Write::Add),
+        (0, 8, Write::Set),
+        (0, 0, Write::Add),
+    ];
+    let devices = devices();
+    for dtype in [Dtype::Bf16, Dtype::F32, Dtype::F64] {
+        for right in [Right::Dense(dtype), Right::NestedFp4] {
+            for form in FORMS {
+                for (k, k2, write) in depths {
+                    let (m, n, epilogue) = (29, 70, true);
+                    let case = Case {
+                        form,
+                        m,
+                        n,
+                        k,
+                        k2,
+                        epilogue,
+                        write,
+                        ..PLAIN
+                    };
+                    Case {
+                        left: dtype,
+                        right,
+                        out: dtype,
+                        ..case
+                    }
+                    .check(&devices);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn no_rows_and_no_columns_are_nothing_to_do() {
+    for (_, device) in devices() {
+        assert_eq!(
+            Case {
+                m: 0,
+                n: 5,
+                k: 7,
+                ..PLAIN
+            }
+            .run(&device),
+            []
+        );
+        assert_eq!(
+            Case {
+                m: 5,
+                n: 0,
+                k: 7,
+                ..PLAIN
+            }
+            .run(&device),
+            []
+        );
+    }
+}
+
+#[test]
+fn the_count_of_threads_changes_no_bit() {
+    for simd in Simd::available() {
+        for form in FORMS {
+            for right in [Right::Dense(Dtype::F32), Right::Nf4] {
+                let case = Case {
+                    form,
+                    m: 300,
+                    n: 70,
+                    k: 600,
+                    right,
+                    ..PLAIN
+                };
+                let results = [1, 2, 3, 8].map(|threads| {
+                    let device = Device::cpu_with(threads, simd, Dtype::Bf16, u64::MAX);
+                    Case {
+                        out: Dtype::F32,
+                        ..case
+                    }
+                    .run(&device)
+                });
+                for other in &results[1..] {
+                    assert!(*other == results[0], "{case:?} on {simd:?}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn the_other_rows_of_a_batch_change_no_bit() {
+    for (simd, device) in devices() {
+        for dtype in [Dtype::Bf16, Dtype::F32] {
+            let case = Case {
+                form: Form::Nn,
+                m: 801,
+                n: 33,
+                k: 1100,
+                ..PLAIN
+            };
+            let case = Case {
+                left: dtype,
+                right: Right::Nf4,
+                ..case
+            };
+            let factors = Factors::new(&device, &case, case.k, 1);
+            let rows = |range: std::ops::Range<usize>| {
+                let mut out = Matrix::new(&device, Dtype::F32, range.len(), case.n, 2);
+                let left = factors.left.view().rows(range);
+                let terms = [Term {
+                    left,
+                    ..factors.term()
+                }];
+                let epilogue = Epilogue::default();
+                matmul(
+                    &device,
+                    case.form,
+                    &terms,
+                    epilogue,
+                    out.view_mut(),
+                    Write::Set,
+                );
+                out.read(&device)
+            };
+            let all = rows(0..case.m);
+            for part in [0..1, 5..17, 40..141, 790..801, 100..801] {
+                let expected = &all[part.start * case.n..part.end * case.n];
+                assert!(
+                    rows(part.clone()) == expected,
+                    "{dtype:?} rows {part:?} on {simd:?}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn a_plan_books_the_scratch_that_a_run_takes() {
+    let run = |device: &Device| -> Report {
+        Call::new(
+            device,
+            Case {
+                m: 700,
+                n: 70,
+                k: 600,
+                k2: 5,
+                ..PLAIN
+            },
+        )
+        .run(device);
+        device.report()
+    };
+    let planned = run(&Device::plan(3, Dtype::Bf16, u64::MAX));
+    for simd in Simd::available() {
+        let taken = run(&Device::cpu_with(3, simd, Dtype::Bf16, u64::MAX));
+        assert_eq!(taken, planned, "{simd:?}");
+    }
+}
+
+#[test]
+#[should_panic(expected = "operands of a 2 x 3 Nt")]
+fn shapes_that_do_not_agree_are_refused() {
+    let device = Device::cpu(1, Dtype::F32, u64::MAX);
+    let [left, right] = [(2, 5), (3, 4)].map(|(m, n)| Matrix::new(&device, Dtype::F32, m, n, 1));
+    let mut out = Matrix::new(&device, Dtype::F32, 2, 3, 1);
+    let terms = [Term {
+        left: left.view(),
+        right: right.view().into(),
+    }];
+    matmul(
+        &device,
+        Form::Nt,
+        &terms,
+        Epilogue::default(),
+        out.view_mut(),
+        Write::Set,
+    );
 }

@@ -43,7 +43,11 @@ pub(super) trait Lanes: Send + Sync {
     /// `GROUP` numbers, the same in every lane.
     unsafe fn splat(from: *const Self::Number) -> Self::Operand;
     /// `sums` + left · right, over the group too.
-    unsafe fn multiply_add(left: Self::Operand, right: Self::Operand, sums: Self::Sums) -> Self::Sums;
+    unsafe fn multiply_add(
+        left: Self::Operand,
+        right: Self::Operand,
+        sums: Self::Sums,
+    ) -> Self::Sums;
     /// Adds `sums` to the `WIDTH` numbers at `to`.
     unsafe fn add_to(sums: Self::Sums, to: *mut <Self::Number as Element>::Real);
     /// [`multiply`] for `rows` (1 to `ROWS`) and `vectors` (1 or [`VECTORS`]), compiled for the
