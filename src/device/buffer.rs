@@ -152,10 +152,12 @@ impl<T: Pod> Buf<T> {
         let bytes = match &self.storage {
             Storage::Planned => return None,
             Storage::Shared(bytes) => (**bytes).as_ref(),
-            // SAFETY: a `Line` is 64 initialized bytes and the allocation holds `len` numbers.
-            Storage::Host(lines) => unsafe {
-                std::slice::from_raw_parts(lines.as_ptr().cast(), self.len * size_of::<T>())
-            },
+            Storage::Host(lines) => {
+                // SAFETY: a `Line` is 64 initialized bytes and the allocation holds `len` numbers.
+                unsafe {
+                    std::slice::from_raw_parts(lines.as_ptr().cast(), self.len * size_of::<T>())
+                }
+            }
         };
         Some(bytemuck::cast_slice(&bytes[..self.len * size_of::<T>()]))
     }
@@ -380,6 +382,11 @@ impl<'a> MatMut<'a> {
             ..self
         };
         (MatMut { cols: at, ..self }, right)
+    }
+
+    /// The same matrix for writing, for a shorter time.
+    pub fn reborrow(&mut self) -> MatMut<'_> {
+        MatMut { ..*self }
     }
 
     /// The same matrix for reading.

@@ -191,6 +191,25 @@ impl Device {
         Ok(buf)
     }
 
+    /// Elements of `dtype` with the content of `bytes`, in place where [`adopt`](Self::adopt)
+    /// allows it.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    pub fn adopt_dense(
+        &self,
+        label: &'static str,
+        bytes: HostBytes,
+        dtype: Dtype,
+    ) -> Result<Act, Error> {
+        let aligned = (*bytes).as_ref().as_ptr().align_offset(dtype.size()) == 0;
+        let bytes = match aligned {
+            true => bytes,
+            false => Arc::new((*bytes).as_ref().to_vec()),
+        };
+        Ok(Act::new(self.adopt(label, bytes)?, dtype))
+    }
+
     /// Copies `from` to the start of `to`.
     pub fn upload<T: Pod>(&self, from: &[T], to: &mut Buf<T>) {
         assert!(

@@ -8,11 +8,28 @@
 //!
 //! Start with [`rmsnorm`], the plainest one; [`gemm`] is where the time goes.
 
+pub mod adamw;
+pub mod adamw_8bit;
+pub mod attention;
 #[cfg(test)]
 mod check;
+pub mod copy;
+pub mod cross_entropy;
+pub mod dropout;
 mod element;
+pub mod embedding;
+mod gauss;
 pub mod gemm;
+pub mod glu;
+#[cfg(test)]
+mod host;
 pub mod rmsnorm;
+pub mod rope;
+pub mod rows;
+pub mod sum_squares;
+mod tasks;
+
+use bytemuck::Pod;
 
 use crate::device::Address;
 pub use element::{Element, Real};
@@ -42,7 +59,7 @@ impl Write {
 ///
 /// # Safety
 /// They must be valid for reads of `E` and not be written meanwhile.
-unsafe fn slice<'a, E: Element>(address: Address, start: usize, len: usize) -> &'a [E] {
+unsafe fn slice<'a, E: Pod>(address: Address, start: usize, len: usize) -> &'a [E] {
     // SAFETY: the caller vouches for it.
     unsafe { std::slice::from_raw_parts(address.cast::<E>().add(start), len) }
 }
@@ -51,7 +68,7 @@ unsafe fn slice<'a, E: Element>(address: Address, start: usize, len: usize) -> &
 ///
 /// # Safety
 /// They must be valid for reads and writes of `E` and not be touched otherwise meanwhile.
-unsafe fn slice_mut<'a, E: Element>(address: Address, start: usize, len: usize) -> &'a mut [E] {
+unsafe fn slice_mut<'a, E: Pod>(address: Address, start: usize, len: usize) -> &'a mut [E] {
     // SAFETY: the caller vouches for it.
     unsafe { std::slice::from_raw_parts_mut(address.cast::<E>().add(start), len) }
 }
@@ -73,7 +90,7 @@ fn lanes_sum<R: Real>(count: usize, term: impl Fn(usize) -> R) -> R {
     let mut width = LANES / 2;
     while width > 0 {
         for lane in 0..width {
-            lanes[lane] = lanes[lane] + lanes[lane + width];
+            lanes[lane] += lanes[lane + width];
         }
         width /= 2;
     }

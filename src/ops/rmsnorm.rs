@@ -46,6 +46,7 @@ struct Params {
     eps: f32,
     center: Center,
     dtype: Dtype,
+    write: Write,
 }
 
 /// Parameters of the kernel `rmsnorm_backward`.
@@ -55,13 +56,12 @@ struct BackwardParams {
     forward: Params,
     dy: Address,
     dy_stride: u64,
-    write: Write,
 }
 
-/// y [rows, cols] = the norm of x [rows, cols].
-pub fn forward(device: &Device, x: Mat, norm: Norm, y: MatMut) {
+/// y [rows, cols] (=|+=) the norm of x [rows, cols].
+pub fn forward(device: &Device, x: Mat, norm: Norm, y: MatMut, write: Write) {
     // SAFETY: `params` has checked that all shapes agree, and the borrows keep them valid.
-    unsafe { device.launch(params(x, norm, &y)) }
+    unsafe { device.launch(params(x, norm, &y, write)) }
 }
 
 /// dx (=|+=) the gradient at x, given dy [rows, cols].
@@ -71,12 +71,11 @@ pub fn backward(device: &Device, x: Mat, norm: Norm, dy: Mat, dx: MatMut, write:
         (x.rows, x.cols, x.dtype),
         "dy must be like x"
     );
-    let forward = params(x, norm, &dx);
+    let forward = params(x, norm, &dx, write);
     let kernel = BackwardParams {
         forward,
         dy: dy.address,
         dy_stride: dy.stride as u64,
-        write,
     };
     // SAFETY: as in `forward`; dy has the shape of x.
     unsafe { device.launch(kernel) }
@@ -84,19 +83,18 @@ pub fn backward(device: &Device, x: Mat, norm: Norm, dy: Mat, dx: MatMut, write:
 
 /// Replaces dy by dx.
 pub fn backward_in_place(device: &Device, x: Mat, norm: Norm, dy: MatMut) {
-    let forward = params(x, norm, &dy);
+    let forward = params(x, norm, &dy, Write::Set);
     let (address, dy_stride) = (dy.address, dy.stride as u64);
     let kernel = BackwardParams {
         forward,
         dy: address,
         dy_stride,
-        write: Write::Set,
     };
     // SAFETY: as in `forward`; a group is read whole before any of it is written.
     unsafe { device.launch(kernel) }
 }
 
-fn params(x: Mat, norm: Norm, y: &MatMut) -> Params {
+fn params(x: Mat, norm: Norm, y: &MatMut, write: Write) -> Params {
     let width = norm.weight.len();
     assert_eq!(
         (y.rows, y.cols, y.dtype),
@@ -121,6 +119,7 @@ fn params(x: Mat, norm: Norm, y: &MatMut) -> Params {
         eps: norm.eps,
         center: norm.center,
         dtype: x.dtype,
+        write,
     }
 }
 
@@ -154,7 +153,7 @@ fn forward_on_cpu<E: Element>(p: &Params, cpu: &Cpu) {
             )
         };
         for (x, y) in x.chunks_exact(width).zip(y.chunks_exact_mut(width)) {
-            normalize(cpu.simd(), x, weight, p.eps, p.center, y);
+            normalize(cpu.simd(), x, weight, p.eps, p.center, y, p.write);
         }
     });
 }
@@ -177,7 +176,7 @@ fn backward_on_cpu<E: Element>(p: &BackwardParams, cpu: &Cpu) {
             let dx =
                 f.y.cast::<E>()
                     .wrapping_add(row * f.y_stride as usize + g * width);
-            gradient(cpu.simd(), x, weight, f.eps, f.center, dy, dx, p.write);
+            gradient(cpu.simd(), x, weight, f.eps, f.center, dy, dx, f.write);
         }
     });
 }
@@ -200,10 +199,12 @@ fn factor<E: Element>(weight: f32, center: Center) -> E::Real {
 }
 
 per_simd! {
-    fn normalize<E: Element>(x: &[E], weight: &[f32], eps: f32, center: Center, y: &mut [E]) {
+    fn normalize<E: Element>(
+        x: &[E], weight: &[f32], eps: f32, center: Center, y: &mut [E], write: Write,
+    ) {
         let r = rstd(x, eps);
         for ((y, x), w) in y.iter_mut().zip(x).zip(weight) {
-            *y = E::from_real(x.real() * r * factor::<E>(*w, center));
+            write.put(y, x.real() * r * factor::<E>(*w, center));
         }
     }
 }
@@ -253,7 +254,7 @@ mod tests {
                 let mut out = vec![0.0f64; rows * cols];
                 let x = x_act.view(rows, cols);
                 match dy {
-                    None => forward(&device, x, norm, y_act.view_mut(rows, cols)),
+                    None => forward(&device, x, norm, y_act.view_mut(rows, cols), Write::Set),
                     Some(dy) => {
                         device.upload(bytemuck::cast_slice(dy), dy_act.bytes_mut());
                         let dy = dy_act.view(rows, cols);

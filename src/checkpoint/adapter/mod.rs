@@ -1,0 +1,82 @@
+//! PEFT adapter folders: `adapter_config.json` and `adapter_model.safetensors`.
+//!
+//! [`AdapterConfig`] is what the numbers depend on; [`Adapter`] adds the matrices. Whether a module
+//! exists in the base model, and of which size it is, is not known here. Field and tensor names are
+//! those of the `peft` package (0.21), whose files load here and which loads what is written here.
+
+mod config;
+mod fields;
+mod matrices;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+pub use config::{AdapterConfig, Scaling, TargetModules};
+pub use matrices::LoraPair;
+
+use super::atomic;
+use super::tensors::DType;
+use super::writer::{Align, TensorSpec, TensorWriter};
+use crate::error::Error;
+
+/// Name of the configuration file.
+pub const CONFIG_FILE: &str = "adapter_config.json";
+/// Name of the tensor file.
+pub const TENSOR_FILE: &str = "adapter_model.safetensors";
+/// What PEFT puts in front of the base model's module names.
+pub const PREFIX: &str = "base_model.model.";
+
+/// A LoRA adapter read from its folder.
+#[derive(Debug)]
+pub struct Adapter {
+    /// The fields that matter.
+    pub config: AdapterConfig,
+    /// The matrices by module, named as in the base model (`model.layers.0.self_attn.q_proj`).
+    pub modules: BTreeMap<String, LoraPair>,
+}
+
+impl Adapter {
+    /// Reads `folder` and checks all of it: every field that changes numbers is understood, every
+    /// tensor belongs to a pair, shapes fit the rank, every number is finite.
+    pub fn read(folder: &Path) -> Result<Self, Error> {
+        let config = AdapterConfig::read(&folder.join(CONFIG_FILE))?;
+        let modules = matrices::read(folder, &config)?;
+        Ok(Self { config, modules })
+    }
+}
+
+/// One tensor of an adapter to be written.
+#[derive(Debug, Clone, Copy)]
+pub struct AdapterTensor<'a> {
+    /// Full name in the file (`base_model.model.….lora_A.weight`).
+    pub name: &'a str,
+    /// Sizes, slowest first.
+    pub shape: &'a [usize],
+    /// Values, row-major; stored as F32.
+    pub values: &'a [f32],
+}
+
+/// Writes both files into `folder`, each whole or not at all; the configuration comes last, so that
+/// a folder with a configuration has its tensors.
+pub fn write(
+    folder: &Path,
+    config: &AdapterConfig,
+    tensors: &[AdapterTensor<'_>],
+) -> Result<(), Error> {
+    let specs = tensors
+        .iter()
+        .map(|t| TensorSpec::new(t.name, DType::F32, t.shape))
+        .collect();
+    let path = folder.join(TENSOR_FILE);
+    let mut writer = TensorWriter::create(&path, vec![specs], Align::Packed)?;
+    for tensor in tensors {
+        writer.write_f32(tensor.name, tensor.values)?;
+    }
+    writer.finish()?;
+    atomic::write_bytes(&folder.join(CONFIG_FILE), config.to_json())
+}
+
+/// Full names of the two tensors of `module`: A, then B.
+pub fn tensor_names(module: &str) -> [String; 2] {
+    ["A", "B"].map(|which| format!("{PREFIX}{module}.lora_{which}.weight"))
+}

@@ -1,0 +1,228 @@
+//! The decoder: embedding, blocks, head; one pass forward, one backward.
+//!
+//! The head is computed where a label stands and nowhere else, in chunks of rows: logits of a chunk
+//! become losses, their own gradients (in place), and the gradient at the last block's output,
+//! before the next chunk is touched. There is never an N × V buffer.
+
+use crate::device::{Act, Device};
+use crate::ops::cross_entropy::{self, Gradient, cross_entropy};
+use crate::ops::dropout::Draw;
+use crate::ops::embedding;
+use crate::ops::gemm::{Epilogue, Form, Term, matmul};
+use crate::ops::rmsnorm::{self, Norm};
+use crate::ops::{Write, rows};
+use crate::params::Params;
+
+use super::block::{Block, Reach};
+use super::config::Config;
+use super::linear::{Context, Dropout};
+use super::tokens::Batch;
+use super::weight::Weight;
+use super::workspace::{HeadRoom, Keep, Workspace};
+use crate::device::Buf;
+
+/// A decoder with its frozen weights, and the places where trainables are attached.
+pub struct Decoder {
+    /// What it is.
+    pub config: Config,
+    /// Token embeddings [V, C]; also the head where the two are tied.
+    pub embedding: Weight,
+    /// The blocks, first to last.
+    pub layers: Vec<Block>,
+    /// Weight of the last norm [C].
+    pub norm: Buf<f32>,
+    /// The head [V, C], where it is not tied.
+    pub head: Option<Weight>,
+}
+
+impl Decoder {
+    /// The largest rank of any update, or 0.
+    pub fn largest_rank(&self) -> usize {
+        let linears = self.layers.iter().flat_map(Block::linears);
+        linears.filter_map(|l| l.lora.as_ref().map(|lora| lora.rank)).max().unwrap_or(0)
+    }
+
+    /// The first block with something trained; those below need no backward pass.
+    fn lowest_trained(&self) -> usize {
+        let trained = |block: &Block| block.linears().any(|linear| linear.lora.is_some());
+        self.layers.iter().position(trained).unwrap_or(self.layers.len())
+    }
+
+    fn head(&self) -> &Weight {
+        self.head.as_ref().unwrap_or(&self.embedding)
+    }
+
+    fn final_norm(&self) -> Norm<'_> {
+        Norm { weight: &self.norm, eps: self.config.eps, center: self.config.center }
+    }
+
+    /// Runs `batch` through all blocks; the workspace then holds the last one's output.
+    pub fn forward(
+        &self,
+        device: &Device,
+        params: &mut Params,
+        w: &mut Workspace,
+        batch: &Batch,
+        draw: Option<Draw>,
+    ) {
+        w.tokens.upload(device, &self.config, batch);
+        let (n, hidden) = (w.tokens.count, self.config.hidden);
+        let table = self.embedding.table().expect("embeddings are dense");
+        let table = table.view(self.config.vocab, hidden);
+        let scale = self.config.embedding_scale(device.dtype());
+        embedding::lookup(device, table, &w.tokens.ids, scale, w.inputs[0].view_mut(n, hidden));
+        for (i, block) in self.layers.iter().enumerate() {
+            let (from, to) = w.around(i);
+            let (below, above) = w.inputs.split_at_mut(from.max(to));
+            let (x, y) = match from < to {
+                true => (&below[from], &mut above[0]),
+                false => (&above[0], &mut below[to]),
+            };
+            let saved = w.saved.len().min(i + 1) - 1;
+            let mut cx = Context {
+                device,
+                tokens: &w.tokens,
+                params,
+                dxa: &mut w.dxa,
+                dropout: dropout(draw, w.training.as_mut().and_then(|t| t.dropped.as_mut())),
+            };
+            let (x, y) = (x.view(n, hidden), y.view_mut(n, hidden));
+            block.forward(&mut cx, x, &mut w.saved[saved], w.caches.get_mut(i), y);
+        }
+    }
+
+    /// The losses of the targets of the batch that [`forward`](Self::forward) ran. With
+    /// `Some(scale)`, also `scale` times their sum's gradient at the last block's output.
+    pub fn losses(
+        &self,
+        device: &Device,
+        w: &mut Workspace,
+        scale: Option<f32>,
+    ) -> Vec<f32> {
+        let (n, targets, hidden) = (w.tokens.count, w.tokens.targets, self.config.hidden);
+        let out = w.around(self.layers.len()).0;
+        let room = &mut w.head;
+        let x = w.inputs[out].view(n, hidden);
+        rows::gather(device, x, &w.tokens.rows, room.x.view_mut(targets, hidden));
+        let x = room.x.view(targets, hidden);
+        rmsnorm::forward(
+            device,
+            x,
+            self.final_norm(),
+            room.h.view_mut(targets, hidden),
+            Write::Set,
+        );
+        let mut dh = w.training.as_mut().map(|training| &mut training.dh);
+        for first in (0..targets).step_by(room.chunk) {
+            let dh = scale.and_then(|scale| Some((scale, &mut **dh.as_mut()?)));
+            self.head_chunk(device, room, &w.tokens.target_ids, first, targets, dh);
+        }
+        if let (Some(_), Some(training)) = (scale, &mut w.training) {
+            // h's gradient, through the norm in place, to the rows it came from.
+            let dh = training.dh.view_mut(targets, hidden);
+            rmsnorm::backward_in_place(device, room.x.view(targets, hidden), self.final_norm(), dh);
+            let dh = training.dh.view(targets, hidden);
+            rows::scatter(device, dh, &w.tokens.rows, training.dx.view_mut(n, hidden));
+        }
+        let mut losses = vec![0.0; targets];
+        device.download(&w.head.losses, &mut losses);
+        losses
+    }
+
+    fn head_chunk(
+        &self,
+        device: &Device,
+        room: &mut HeadRoom,
+        target_ids: &Buf<u32>,
+        first: usize,
+        targets: usize,
+        dh: Option<(f32, &mut Act)>,
+    ) {
+        let (vocab, hidden) = (self.config.vocab, self.config.hidden);
+        let count = room.chunk.min(targets - first);
+        let chunk = first..first + count;
+        let h = room.h.view(targets, hidden).rows(chunk.clone());
+        let logits = Term { left: h, right: self.head().operand() };
+        let out = room.logits.view_mut(count, vocab);
+        matmul(device, Form::Nt, &[logits], Epilogue::default(), out, Write::Set);
+        let gradient = dh.as_ref().map_or(Gradient::None, |(scale, _)| Gradient::Scale(*scale));
+        let out = room.logits.view_mut(count, vocab);
+        let cap = self.config.final_soft_cap;
+        cross_entropy(device, out, target_ids, first, cap, &mut room.losses, gradient);
+        let Some((_, dh)) = dh else { return };
+        let logits = room.logits.view_mut(count, vocab);
+        let d = cross_entropy::gradient_view(&logits, device.dtype());
+        let term = Term { left: d, right: self.head().operand() };
+        let out = dh.view_mut(targets, hidden).rows(chunk);
+        matmul(device, Form::Nn, &[term], Epilogue::default(), out, Write::Set);
+    }
+
+    /// Logits [V] of token `row` of the batch that [`forward`](Self::forward) ran.
+    pub fn logits(&self, device: &Device, w: &mut Workspace, row: usize) -> Vec<f32> {
+        let (n, vocab, hidden) = (w.tokens.count, self.config.vocab, self.config.hidden);
+        let out = w.around(self.layers.len()).0;
+        let x = w.inputs[out].view(n, hidden).rows(row..row + 1);
+        let (h, norm) = (w.head.h.view_mut(1, hidden), self.final_norm());
+        rmsnorm::forward(device, x, norm, h, Write::Set);
+        let term = Term { left: w.head.h.view(1, hidden), right: self.head().operand() };
+        let out = w.head.logits.view_mut(1, vocab);
+        matmul(device, Form::Nt, &[term], Epilogue::default(), out, Write::Set);
+        let mut logits = vec![0.0f32; vocab];
+        device.download(w.head.logits.bytes(), bytemuck::cast_slice_mut(&mut logits));
+        self.cap_logits(&mut logits);
+        logits
+    }
+
+    fn cap_logits(&self, logits: &mut [f32]) {
+        if let Some(cap) = self.config.final_soft_cap {
+            logits.iter_mut().for_each(|z| *z = cap * (*z / cap).tanh());
+        }
+    }
+
+    /// Adds to the gradients of all parameters, from the gradient that
+    /// [`losses`](Self::losses) left at the last block's output.
+    pub fn backward(
+        &self,
+        device: &Device,
+        params: &mut Params,
+        w: &mut Workspace,
+        draw: Option<Draw>,
+    ) {
+        let (n, hidden, lowest) = (w.tokens.count, self.config.hidden, self.lowest_trained());
+        let training = w.training.as_mut().expect("a workspace for training");
+        for (i, block) in self.layers.iter().enumerate().skip(lowest).rev() {
+            let mut cx = Context {
+                device,
+                tokens: &w.tokens,
+                params,
+                dxa: &mut w.dxa,
+                dropout: dropout(draw, training.dropped.as_mut()),
+            };
+            let (below, above) = w.inputs.split_at_mut(i + 1);
+            let x = below[i].view(n, hidden);
+            let saved = match w.keep {
+                Keep::Everything => &w.saved[i],
+                Keep::Inputs => {
+                    // The output is computed again with the rest; nobody needs the old one.
+                    let y = above[0].view_mut(n, hidden);
+                    block.forward(&mut cx, x, &mut w.saved[0], None, y);
+                    &w.saved[0]
+                }
+            };
+            let reach = if i == lowest { Reach::Params } else { Reach::Input };
+            block.backward(&mut cx, x, saved, &mut training.grads, &mut training.dx, reach);
+        }
+    }
+}
+
+impl Workspace {
+    /// Which of the inputs block `i` reads and which it writes.
+    fn around(&self, i: usize) -> (usize, usize) {
+        let count = self.inputs.len();
+        (i % count, (i + 1) % count)
+    }
+}
+
+fn dropout(draw: Option<Draw>, room: Option<&mut Act>) -> Option<Dropout<'_>> {
+    Some(Dropout { room: room?, draw: draw? })
+}

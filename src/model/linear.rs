@@ -1,0 +1,164 @@
+//! The QLoRA algebra, once: a frozen matrix and a low-rank update beside it.
+//!
+//! With W [out, in] frozen, A [R, in] and B [out, R] trained, and s = α/R:
+//!
+//! ```text
+//! forward    xa = s·drop(x)·Aᵀ        y  = [x | xa]·[W | B]ᵀ (+ bias)
+//! backward   dxa = s·dy·B             dB += dyᵀ·xa      dA += dxaᵀ·drop(x)
+//!            dx = [dy | dxa]·[W ; A]  (with dropout: dx = dy·W + drop(dxa·A))
+//! ```
+//!
+//! LoRA's product rides in the frozen one as extra K columns; it is no second pass over y.
+
+use crate::device::{Act, Buf, Device, Mat, MatMut};
+use crate::ops::Write;
+use crate::ops::dropout::{Draw, dropout};
+use crate::ops::gemm::{Epilogue, Form, Operand, Term, matmul};
+use crate::params::{ParamId, Params};
+
+use super::tokens::Tokens;
+use super::weight::Weight;
+
+/// A frozen linear map with an optional low-rank update.
+pub struct Linear {
+    /// The module's name in the model: `model.layers.0.self_attn.q_proj`.
+    pub name: String,
+    /// W [out, in].
+    pub weight: Weight,
+    /// [out].
+    pub bias: Option<Buf<f32>>,
+    /// The update, where a method has attached one.
+    pub lora: Option<Lora>,
+}
+
+/// Where a low-rank update lies among the parameters.
+#[derive(Debug, Clone)]
+pub struct Lora {
+    /// A [R, in].
+    pub a: ParamId,
+    /// B [out, R].
+    pub b: ParamId,
+    /// R.
+    pub rank: usize,
+    /// s: α/R, or α/√R.
+    pub scale: f32,
+    /// Probability with which a number of x does not reach A in training.
+    pub dropout: f32,
+    /// Tells this update's dropout from all others'.
+    pub stream: u64,
+}
+
+/// What a pass needs besides its input: the batch, the trainables, and memory to work in.
+pub struct Context<'a> {
+    /// Where it runs.
+    pub device: &'a Device,
+    /// Which tokens it runs over.
+    pub tokens: &'a Tokens,
+    /// The trainable numbers.
+    pub params: &'a mut Params,
+    /// Room for xa's gradient [N, R].
+    pub dxa: &'a mut Act,
+    /// What dropout needs; absent without dropout and outside training.
+    pub dropout: Option<Dropout<'a>>,
+}
+
+/// Memory and random numbers for dropout.
+pub struct Dropout<'a> {
+    /// Room for a dropped-out input or its gradient [N, in].
+    pub room: &'a mut Act,
+    /// Seed, and the first stream of this pass; [`Lora::stream`] is added.
+    pub draw: Draw,
+}
+
+impl Linear {
+    /// y [N, out] = x·Wᵀ + bias + s·drop(x)·Aᵀ·Bᵀ + residual; keeps xa [N, R] for the way back.
+    pub fn forward(
+        &self,
+        cx: &mut Context,
+        x: Mat,
+        xa: Option<&mut Act>,
+        residual: Option<Mat>,
+        y: MatMut,
+    ) {
+        let epilogue = Epilogue { bias: self.bias.as_ref(), residual, ..Epilogue::default() };
+        let base = Term { left: x, right: self.weight.operand() };
+        let Some(lora) = &self.lora else {
+            return matmul(cx.device, Form::Nt, &[base], epilogue, y, Write::Set);
+        };
+        let xa = xa.expect("a linear map with LoRA has room for xa");
+        let a = Operand::Dense(cx.params.operand(lora.a));
+        let down = Term { left: dropped(cx.device, &mut cx.dropout, lora, x), right: a };
+        let scaled = Epilogue { alpha: lora.scale, ..Epilogue::default() };
+        let out = xa.view_mut(x.rows, lora.rank);
+        matmul(cx.device, Form::Nt, &[down], scaled, out, Write::Set);
+        let up = Operand::Dense(cx.params.operand(lora.b));
+        let up = Term { left: xa.view(x.rows, lora.rank), right: up };
+        matmul(cx.device, Form::Nt, &[base, up], epilogue, y, Write::Set);
+    }
+
+    /// Adds to the gradients of A and B, and writes or adds dx [N, in] where it is asked for.
+    pub fn backward(
+        &self,
+        cx: &mut Context,
+        x: Mat,
+        xa: Option<&Act>,
+        dy: Mat,
+        dx: Option<(MatMut, Write)>,
+    ) {
+        let base = Term { left: dy, right: self.weight.operand() };
+        let Some(lora) = &self.lora else {
+            if let Some((dx, write)) = dx {
+                matmul(cx.device, Form::Nn, &[base], Epilogue::default(), dx, write);
+            }
+            return;
+        };
+        let xa = xa.expect("a linear map with LoRA has kept xa").view(x.rows, lora.rank);
+        self.low_rank_gradients(cx, lora, x, xa, dy);
+        let Some((dx, write)) = dx else { return };
+        let dxa = cx.dxa.view(x.rows, lora.rank);
+        let low_rank = Term { left: dxa, right: Operand::Dense(cx.params.operand(lora.a)) };
+        let Some(Dropout { room, draw }) = cx.dropout.as_mut().filter(|_| lora.dropout > 0.0) else {
+            return matmul(cx.device, Form::Nn, &[base, low_rank], Epilogue::default(), dx, write);
+        };
+        let undropped = room.view_mut(x.rows, x.cols);
+        matmul(cx.device, Form::Nn, &[low_rank], Epilogue::default(), undropped, Write::Set);
+        let mut dx = dx;
+        matmul(cx.device, Form::Nn, &[base], Epilogue::default(), dx.reborrow(), write);
+        let draw = stream_of(*draw, lora);
+        dropout(cx.device, room.view(x.rows, x.cols), draw, lora.dropout, dx, Write::Add);
+    }
+
+    /// dB += dyᵀ·xa, dxa = s·dy·B, dA += dxaᵀ·drop(x).
+    fn low_rank_gradients(&self, cx: &mut Context, lora: &Lora, x: Mat, xa: Mat, dy: Mat) {
+        let db = Term { left: dy, right: Operand::Dense(xa) };
+        let out = cx.params.grad_mut(lora.b);
+        matmul(cx.device, Form::Tn, &[db], Epilogue::default(), out, Write::Add);
+        let b = Operand::Dense(cx.params.operand(lora.b));
+        let scaled = Epilogue { alpha: lora.scale, ..Epilogue::default() };
+        let dxa = cx.dxa.view_mut(x.rows, lora.rank);
+        matmul(cx.device, Form::Nn, &[Term { left: dy, right: b }], scaled, dxa, Write::Set);
+        let input = Operand::Dense(dropped(cx.device, &mut cx.dropout, lora, x));
+        let da = Term { left: cx.dxa.view(x.rows, lora.rank), right: input };
+        let out = cx.params.grad_mut(lora.a);
+        matmul(cx.device, Form::Tn, &[da], Epilogue::default(), out, Write::Add);
+    }
+}
+
+/// drop(x): x itself without dropout. The same pass draws the same numbers again on the way back.
+fn dropped<'m>(
+    device: &Device,
+    state: &'m mut Option<Dropout>,
+    lora: &Lora,
+    x: Mat<'m>,
+) -> Mat<'m> {
+    let Some(Dropout { room, draw }) = state.as_mut().filter(|_| lora.dropout > 0.0) else {
+        return x;
+    };
+    let out = room.view_mut(x.rows, x.cols);
+    dropout(device, x, stream_of(*draw, lora), lora.dropout, out, Write::Set);
+    room.view(x.rows, x.cols)
+}
+
+fn stream_of(draw: Draw, lora: &Lora) -> Draw {
+    Draw { stream: draw.stream + lora.stream, ..draw }
+}

@@ -1,0 +1,19 @@
+//! One decoder for every family of models that is read: what a folder's `config.json` says decides
+//! all of it.
+//!
+//! [`config`] holds what was read, already consistent, and [`rope`] the rotary angles; [`load`]
+//! builds the [`decoder`] from a folder's tensors. A pass goes from [`decoder`] to [`block`] to
+//! [`linear`] to one [`weight`]; [`tokens`] is what it runs over, [`workspace`] the memory it runs in,
+//! [`cache`] what generation keeps. Which numbers are trained is not known here: `methods` attaches
+//! them to the linear maps.
+
+pub mod block;
+pub mod cache;
+pub mod config;
+pub mod decoder;
+pub mod linear;
+pub mod load;
+pub mod rope;
+pub mod tokens;
+pub mod weight;
+pub mod workspace;

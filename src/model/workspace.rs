@@ -1,0 +1,154 @@
+//! Memory of a pass, taken once for the largest batch.
+//!
+//! What each block keeps between its forward and its backward pass is a plan, not a flag: with
+//! [`Keep::Everything`] nothing is computed twice; with [`Keep::Inputs`] a block keeps its input and
+//! runs forward again before it runs backward, in memory that all blocks share. One forward code
+//! path serves both, and the gradients are equal bit for bit.
+
+use crate::device::{Act, Buf, Device, Dtype};
+use crate::error::Error;
+
+use super::block::{Grads, Saved};
+use super::cache::LayerCache;
+use super::decoder::Decoder;
+use super::tokens::{Limits, Tokens};
+
+/// What the blocks keep between forward and backward.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Keep {
+    /// Their inputs only: everything else is computed again.
+    Inputs,
+    /// Everything.
+    Everything,
+}
+
+/// What a workspace is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// Forward and backward.
+    Training(Keep),
+    /// Forward only.
+    Evaluation,
+    /// Forward only, token by token, with room for that many tokens.
+    Generation {
+        /// Tokens of prompt and answer together.
+        capacity: usize,
+    },
+}
+
+/// Memory for passes of one decoder within limits.
+pub struct Workspace {
+    /// The batch.
+    pub tokens: Tokens,
+    /// Inputs of the blocks, and the last one's output: one for each, or two in turn.
+    pub(super) inputs: Vec<Act>,
+    /// One for each block, or one for all.
+    pub(super) saved: Vec<Saved>,
+    /// Keys and values of earlier tokens, one for each block; empty but in generation.
+    pub(super) caches: Vec<LayerCache>,
+    pub(super) head: HeadRoom,
+    pub(super) training: Option<TrainingRoom>,
+    pub(super) dxa: Act,
+    pub(super) keep: Keep,
+}
+
+/// Memory of the head.
+pub(super) struct HeadRoom {
+    /// Rows with a target [targets, C], as they leave the last block.
+    pub x: Act,
+    /// The same, normalized.
+    pub h: Act,
+    /// One chunk of logits [chunk, V].
+    pub logits: Act,
+    /// Rows of a chunk.
+    pub chunk: usize,
+    /// One loss for each target.
+    pub losses: Buf<f32>,
+}
+
+/// Memory of the backward pass.
+pub(super) struct TrainingRoom {
+    pub grads: Grads,
+    pub dx: Act,
+    pub dh: Act,
+    pub dropped: Option<Act>,
+}
+
+/// Logits held at once, in numbers: 16 Mi are 64 MiB in f32.
+const LOGITS: usize = 16 << 20;
+
+impl Workspace {
+    /// Takes the memory.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    pub fn new(
+        device: &Device,
+        decoder: &Decoder,
+        limits: Limits,
+        purpose: Purpose,
+    ) -> Result<Self, Error> {
+        let (n, c) = (limits.tokens, &decoder.config);
+        let keep = match purpose {
+            Purpose::Training(keep) => keep,
+            _ => Keep::Inputs,
+        };
+        let training = matches!(purpose, Purpose::Training(_));
+        let inputs = if training { c.layers + 1 } else { 2 };
+        let saved = if keep == Keep::Everything { c.layers } else { 1 };
+        let block = &decoder.layers[0];
+        Ok(Self {
+            tokens: Tokens::new(device, c, limits)?,
+            inputs: (0..inputs)
+                .map(|_| device.alloc_act("layer inputs", n * c.hidden))
+                .collect::<Result<_, _>>()?,
+            saved: (0..saved)
+                .map(|i| Saved::new(device, &decoder.layers[i], n))
+                .collect::<Result<_, _>>()?,
+            caches: caches(device, decoder, purpose)?,
+            head: HeadRoom::new(device, decoder, limits.targets)?,
+            training: match training {
+                true => Some(TrainingRoom {
+                    grads: Grads::new(device, block, n)?,
+                    dx: device.alloc_act("activation gradients", n * c.hidden)?,
+                    dh: device.alloc_act("activation gradients", limits.targets * c.hidden)?,
+                    dropped: dropout_room(device, decoder, n)?,
+                }),
+                false => None,
+            },
+            dxa: device.alloc_act("activation gradients", n * decoder.largest_rank())?,
+            keep,
+        })
+    }
+}
+
+impl HeadRoom {
+    fn new(device: &Device, decoder: &Decoder, targets: usize) -> Result<Self, Error> {
+        let c = &decoder.config;
+        let chunk = (LOGITS / c.vocab).clamp(1, targets.max(1));
+        let dtype = match device.dtype() {
+            Dtype::F64 => Dtype::F64,
+            Dtype::Bf16 | Dtype::F32 => Dtype::F32,
+        };
+        Ok(Self {
+            x: device.alloc_act("head", targets * c.hidden)?,
+            h: device.alloc_act("head", targets * c.hidden)?,
+            logits: device.alloc_dense("logits", chunk * c.vocab, dtype)?,
+            chunk,
+            losses: device.alloc("head", targets)?,
+        })
+    }
+}
+
+fn caches(device: &Device, decoder: &Decoder, purpose: Purpose) -> Result<Vec<LayerCache>, Error> {
+    let Purpose::Generation { capacity } = purpose else { return Ok(Vec::new()) };
+    let columns = 2 * decoder.config.kv_heads * decoder.config.head_dim;
+    decoder.layers.iter().map(|_| LayerCache::new(device, capacity, columns)).collect()
+}
+
+fn dropout_room(device: &Device, decoder: &Decoder, n: usize) -> Result<Option<Act>, Error> {
+    let linears = decoder.layers.iter().flat_map(|block| block.linears());
+    let dropped = linears.filter(|l| l.lora.as_ref().is_some_and(|lora| lora.dropout > 0.0));
+    let widest = dropped.map(|linear| linear.weight.cols).max();
+    widest.map(|cols| device.alloc_act("activations", n * cols)).transpose()
+}

@@ -1,0 +1,7 @@
+//! From gradients to new values: clipping, the learning rate, AdamW and its state.
+//!
+//! Every rule is PyTorch's and every schedule transformers', so that a curve made here lies on one
+//! made there. Read [`schedule`], then [`adamw`].
+
+pub mod adamw;
+pub mod schedule;

@@ -1,0 +1,243 @@
+//! `checkpoint-N/`: everything a run needs to go on after step N as if it had never stopped.
+//!
+//! A folder holds the adapter in PEFT's form, the optimizer's moments in their own precision, and
+//! `trainer_state.json` with the step and what the run was started with. Data order, dropout and
+//! learning rate are functions of seed and step, so there is nothing else to keep. A folder is
+//! written under another name and renamed when it is whole; one that cannot be read whole is passed
+//! over by `auto`.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::checkpoint::adapter::{Adapter, AdapterConfig};
+use crate::checkpoint::atomic;
+use crate::checkpoint::tensors::{DType, TensorFile};
+use crate::checkpoint::writer::{Align, TensorSpec, TensorWriter};
+use crate::device::{Buf, Device};
+use crate::error::{Error, Place};
+use crate::methods::lora;
+use crate::optim::adamw::AdamW;
+use crate::params::Params;
+
+use super::export::write_adapter;
+
+const STATE_FILE: &str = "trainer_state.json";
+const OPTIMIZER_FILE: &str = "optimizer.safetensors";
+const PREFIX: &str = "checkpoint-";
+
+/// Where a run stands.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct State {
+    /// Optimizer steps done.
+    pub global_step: u64,
+    /// Tokens that went in.
+    pub num_input_tokens_seen: u64,
+    /// Supervised ones among them.
+    pub num_supervised_tokens_seen: u64,
+    /// Loss of the first step.
+    pub first_loss: f64,
+    /// What the numbers of the run depend on; another value means another run.
+    pub identity: String,
+}
+
+/// What `--resume` asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Resume {
+    /// The newest whole checkpoint of the output folder, if there is one.
+    Auto,
+    /// That folder.
+    From(PathBuf),
+}
+
+/// A checkpoint that has been read whole.
+pub struct Found {
+    /// Its folder.
+    pub folder: PathBuf,
+    /// Where the run stood.
+    pub state: State,
+    adapter: Adapter,
+    optimizer: TensorFile,
+}
+
+/// Writes `output/checkpoint-N` and then removes the oldest beyond `keep`.
+///
+/// # Errors
+/// [`Error::Io`]; older checkpoints are untouched then.
+pub fn save(
+    output: &Path,
+    device: &Device,
+    params: &Params,
+    optimizer: &AdamW,
+    config: &AdapterConfig,
+    state: &State,
+    keep: usize,
+) -> Result<(), Error> {
+    let name = format!("{PREFIX}{}", state.global_step);
+    let (unfinished, folder) = (output.join(format!(".{name}.tmp")), output.join(name));
+    remove(&unfinished)?;
+    std::fs::create_dir(&unfinished).map_err(Error::io(&unfinished))?;
+    write_adapter(&unfinished, device, params, config)?;
+    write_moments(&unfinished.join(OPTIMIZER_FILE), device, optimizer)?;
+    let text = serde_json::to_string_pretty(state).expect("a state is plain data");
+    atomic::write_bytes(&unfinished.join(STATE_FILE), text + "\n")?;
+    remove(&folder)?;
+    std::fs::rename(&unfinished, &folder).map_err(Error::io(&folder))?;
+    atomic::sync_folder(output)?;
+    rotate(output, state.global_step, keep)
+}
+
+/// The checkpoint to go on from, and a line for each one that was passed over.
+///
+/// # Errors
+/// A named folder that is damaged, or that belongs to another run.
+pub fn find(
+    output: &Path,
+    resume: &Resume,
+    identity: &str,
+) -> Result<(Option<Found>, Vec<String>), Error> {
+    let folder = match resume {
+        Resume::From(folder) => folder,
+        Resume::Auto => return Ok(newest_whole(output, identity)),
+    };
+    Ok((Some(Found::read(folder, identity)?), Vec::new()))
+}
+
+fn newest_whole(output: &Path, identity: &str) -> (Option<Found>, Vec<String>) {
+    let mut passed_over = Vec::new();
+    for (_, folder) in checkpoints(output).into_iter().rev() {
+        match Found::read(&folder, identity) {
+            Ok(found) => return (Some(found), passed_over),
+            Err(error) => passed_over.push(format!("passed over: {error}")),
+        }
+    }
+    (None, passed_over)
+}
+
+impl Found {
+    fn read(folder: &Path, identity: &str) -> Result<Self, Error> {
+        let path = folder.join(STATE_FILE);
+        let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
+        let damaged = |error| Error::input(&path, format!("damaged: {error}"));
+        let state: State = serde_json::from_str(&text).map_err(damaged)?;
+        if state.identity != identity {
+            let what = format!(
+                "made with other settings or data ({} then, {identity} now): resume with the \
+                 settings of train_config.toml, or start anew in another folder",
+                state.identity
+            );
+            return Err(Error::input(Place::file(&path).field("identity"), what));
+        }
+        let adapter = Adapter::read(folder)?;
+        let optimizer = TensorFile::open(folder.join(OPTIMIZER_FILE))?;
+        Ok(Self { folder: folder.to_owned(), state, adapter, optimizer })
+    }
+
+    /// Puts values and moments back.
+    ///
+    /// # Errors
+    /// Moments of another shape or kind.
+    pub fn restore(
+        &self,
+        device: &Device,
+        params: &mut Params,
+        optimizer: &mut AdamW,
+    ) -> Result<(), Error> {
+        lora::restore(device, params, &self.adapter);
+        let read_f32 = |name: &str, buf: &mut Buf<f32>| {
+            let tensor = self.tensor(name, DType::F32, buf.len())?;
+            let mut values = vec![0.0; buf.len()];
+            tensor.to_f32(&mut values)?;
+            device.upload(&values, buf);
+            Ok::<_, Error>(())
+        };
+        for (buf, name) in optimizer.plain.iter_mut().zip(PLAIN) {
+            read_f32(name, buf)?;
+        }
+        let Some(eight_bit) = &mut optimizer.eight_bit else { return Ok(()) };
+        for (buf, name) in eight_bit.scales.iter_mut().zip(SCALES) {
+            read_f32(name, buf)?;
+        }
+        for (buf, name) in eight_bit.codes.iter_mut().zip(CODES) {
+            device.upload(self.tensor(name, DType::U8, buf.len())?.data, buf);
+        }
+        Ok(())
+    }
+
+    fn tensor(
+        &self,
+        name: &str,
+        dtype: DType,
+        len: usize,
+    ) -> Result<crate::checkpoint::tensors::Tensor<'_>, Error> {
+        let Some(tensor) = self.optimizer.find(name) else {
+            let place = Place::file(self.optimizer.path()).tensor(name);
+            return Err(Error::input(place, "missing: made with another --optimizer"));
+        };
+        tensor.expect_dtype(dtype)?;
+        tensor.expect_shape(&[len])?;
+        Ok(tensor)
+    }
+}
+
+const PLAIN: [&str; 2] = ["exp_avg", "exp_avg_sq"];
+const CODES: [&str; 2] = ["state1", "state2"];
+const SCALES: [&str; 2] = ["absmax1", "absmax2"];
+
+fn write_moments(path: &Path, device: &Device, optimizer: &AdamW) -> Result<(), Error> {
+    let spec = |names: [&str; 2], dtype, len| names.map(|name| TensorSpec::new(name, dtype, &[len]));
+    let mut specs = spec(PLAIN, DType::F32, optimizer.plain[0].len()).to_vec();
+    if let Some(eight_bit) = &optimizer.eight_bit {
+        specs.extend(spec(SCALES, DType::F32, eight_bit.scales[0].len()));
+        specs.extend(spec(CODES, DType::U8, eight_bit.codes[0].len()));
+    }
+    let mut writer = TensorWriter::create(path, vec![specs], Align::Packed)?;
+    let mut write_f32 = |name, buf: &Buf<f32>| {
+        let mut values = vec![0.0; buf.len()];
+        device.download(buf, &mut values);
+        writer.write_f32(name, &values)
+    };
+    for (buf, name) in optimizer.plain.iter().zip(PLAIN) {
+        write_f32(name, buf)?;
+    }
+    if let Some(eight_bit) = &optimizer.eight_bit {
+        for (buf, name) in eight_bit.scales.iter().zip(SCALES) {
+            write_f32(name, buf)?;
+        }
+        for (buf, name) in eight_bit.codes.iter().zip(CODES) {
+            let mut codes = vec![0; buf.len()];
+            device.download(buf, &mut codes);
+            writer.write(name, &codes)?;
+        }
+    }
+    writer.finish()
+}
+
+/// All `checkpoint-N` of `output`, by step.
+fn checkpoints(output: &Path) -> Vec<(u64, PathBuf)> {
+    let entries = std::fs::read_dir(output).into_iter().flatten().flatten();
+    let mut found: Vec<_> = entries
+        .filter_map(|entry| {
+            let name = entry.file_name();
+            let step = name.to_str()?.strip_prefix(PREFIX)?.parse().ok()?;
+            Some((step, entry.path()))
+        })
+        .collect();
+    found.sort();
+    found
+}
+
+/// Removes the oldest checkpoints of this run beyond `keep`; the newest always stays.
+fn rotate(output: &Path, newest: u64, keep: usize) -> Result<(), Error> {
+    let of_run: Vec<_> =
+        checkpoints(output).into_iter().filter(|(step, _)| *step <= newest).collect();
+    let surplus = of_run.len().saturating_sub(keep.max(1));
+    of_run.iter().take(surplus).try_for_each(|(_, folder)| remove(folder))
+}
+
+fn remove(folder: &Path) -> Result<(), Error> {
+    match folder.exists() {
+        true => std::fs::remove_dir_all(folder).map_err(Error::io(folder)),
+        false => Ok(()),
+    }
+}

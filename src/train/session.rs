@@ -1,0 +1,149 @@
+//! One decoder with its trainables on one device: an optimizer step, and an evaluation pass.
+//!
+//! The loss of a step is the sum of the token losses divided by the number of supervised tokens in
+//! the whole step. Each micro-batch adds its share of the one gradient, scaled by that same number,
+//! so that how a step is cut into micro-batches changes nothing but the order of additions.
+
+use crate::data::MicroBatch;
+use crate::device::Device;
+use crate::error::Error;
+use crate::model::decoder::Decoder;
+use crate::model::tokens::{Batch, Limits};
+use crate::model::workspace::{Purpose, Workspace};
+use crate::ops::dropout::Draw;
+use crate::optim::adamw::{AdamW, Moments, Settings};
+use crate::params::{Index, Params};
+
+/// A decoder, its trainables, and memory for passes.
+pub struct Session {
+    /// Where it runs.
+    pub device: Device,
+    /// The frozen model.
+    pub decoder: Decoder,
+    /// The trainable numbers.
+    pub params: Params,
+    workspace: Workspace,
+}
+
+/// What an optimizer step has done.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Step {
+    /// Mean loss of the supervised tokens.
+    pub loss: f64,
+    /// Norm of the gradient before clipping.
+    pub grad_norm: f64,
+    /// Tokens that went in.
+    pub tokens: u64,
+    /// Tokens with a target.
+    pub supervised: u64,
+}
+
+impl Session {
+    /// Takes memory for passes within `limits`.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    pub fn new(
+        device: Device,
+        decoder: Decoder,
+        index: Index,
+        limits: Limits,
+        purpose: Purpose,
+    ) -> Result<Self, Error> {
+        let params = Params::new(&device, index)?;
+        let workspace = Workspace::new(&device, &decoder, limits, purpose)?;
+        Ok(Self { device, decoder, params, workspace })
+    }
+
+    /// A fresh optimizer for the trainables.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    pub fn optimizer(&self, settings: Settings, moments: Moments) -> Result<AdamW, Error> {
+        AdamW::new(&self.device, &self.params, settings, moments)
+    }
+
+    /// Computes the gradient of one window and its loss. `draw` seeds dropout; its stream counts
+    /// the micro-batches of the whole run.
+    pub fn gradient(&mut self, window: &[MicroBatch], draw: Draw) -> Step {
+        let supervised: usize = window.iter().map(|micro| micro.targets.len()).sum();
+        assert!(supervised > 0, "a window without supervised tokens has no loss");
+        self.device.zero(&mut self.params.grads);
+        self.params.refresh(&self.device);
+        let mut sum = 0.0;
+        for (number, micro) in window.iter().enumerate() {
+            let stream = (draw.stream + number as u64) << STREAM_BITS;
+            let draw = Draw { stream, ..draw };
+            sum += self.micro_batch(micro, 1.0 / supervised as f32, draw);
+        }
+        Step {
+            loss: sum / supervised as f64,
+            grad_norm: f64::NAN,
+            tokens: window.iter().map(|micro| micro.tokens.len() as u64).sum(),
+            supervised: supervised as u64,
+        }
+    }
+
+    fn micro_batch(&mut self, micro: &MicroBatch, scale: f32, draw: Draw) -> f64 {
+        let Self { device, decoder, params, workspace } = self;
+        forward(device, decoder, params, workspace, micro, Some(draw));
+        if micro.targets.is_empty() {
+            return 0.0;
+        }
+        let losses = decoder.losses(device, workspace, Some(scale));
+        decoder.backward(device, params, workspace, Some(draw));
+        losses.into_iter().map(f64::from).sum()
+    }
+
+    /// The loss of every target of `micro`, in their order; gradients are left alone.
+    pub fn evaluate(&mut self, micro: &MicroBatch) -> Vec<f32> {
+        let Self { device, decoder, params, workspace } = self;
+        params.refresh(device);
+        forward(device, decoder, params, workspace, micro, None);
+        decoder.losses(device, workspace, None)
+    }
+
+    /// Runs `tokens` behind the `past` tokens seen so far through a session made for generation,
+    /// and gives the logits [V] of the last of them.
+    pub fn extend(&mut self, tokens: &[u32], past: usize) -> Vec<f32> {
+        let Self { device, decoder, params, workspace } = self;
+        if past == 0 {
+            params.refresh(device);
+        }
+        let sequences = [0..tokens.len() as u32];
+        let batch = Batch { tokens, sequences: &sequences, past, rows: &[], targets: &[] };
+        decoder.forward(device, params, workspace, &batch, None);
+        decoder.logits(device, workspace, tokens.len() - 1)
+    }
+
+    /// Logits [V] of token `row` of `micro`.
+    pub fn logits(&mut self, micro: &MicroBatch, row: usize) -> Vec<f32> {
+        let Self { device, decoder, params, workspace } = self;
+        params.refresh(device);
+        forward(device, decoder, params, workspace, micro, None);
+        decoder.logits(device, workspace, row)
+    }
+}
+
+/// Streams of one micro-batch: more than a model has low-rank updates.
+const STREAM_BITS: u32 = 20;
+
+fn forward(
+    device: &Device,
+    decoder: &Decoder,
+    params: &mut Params,
+    workspace: &mut Workspace,
+    micro: &MicroBatch,
+    draw: Option<Draw>,
+) {
+    let (rows, targets): (Vec<u32>, Vec<u32>) =
+        micro.targets.iter().map(|target| (target.row, target.id)).unzip();
+    let batch = Batch {
+        tokens: &micro.tokens,
+        sequences: &micro.segments,
+        past: 0,
+        rows: &rows,
+        targets: &targets,
+    };
+    decoder.forward(device, params, workspace, &batch, draw);
+}

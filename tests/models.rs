@@ -1,0 +1,209 @@
+//! A tiny model of each family against float64 numbers of the Python stack: logits, loss and every
+//! LoRA gradient, on plain and on NF4 weights, in f32 and in bf16.
+
+mod common;
+
+use common::{NF4, Open, TRAINING, examples, fixture, json, limits_of, micro_batch, tensor};
+use qlora_train::checkpoint::tensors::TensorFile;
+use qlora_train::data::MicroBatch;
+use qlora_train::device::Dtype;
+use qlora_train::model::config::Config;
+use qlora_train::model::load::Quantization;
+use qlora_train::model::workspace::{Keep, Purpose};
+use qlora_train::ops::dropout::Draw;
+use qlora_train::tolerance::{self, max_error, scaled_error};
+use qlora_train::train::session::Session;
+
+const FAMILIES: [&str; 10] = [
+    "llama", "llama2", "llama-dynamic", "mistral", "qwen2", "qwen3", "phi3", "gemma", "gemma2",
+    "gemma3",
+];
+
+const BASES: [(&str, Quantization); 2] = [("none", Quantization::None), ("nf4", NF4)];
+
+/// One family on one base.
+struct Case {
+    name: String,
+    session: Session,
+    rows: Vec<MicroBatch>,
+    all: MicroBatch,
+    numbers: TensorFile,
+    reference: serde_json::Value,
+    base: &'static str,
+}
+
+impl Case {
+    fn open(family: &str, (base, quantization): (&'static str, Quantization), dtype: Dtype) -> Self {
+        let folder = fixture("models").join(family);
+        let reference = json(&folder.join("reference.json"));
+        let examples = examples(reference["rows"].as_array().unwrap());
+        let all = micro_batch(&examples);
+        let open = Open {
+            folder: &folder,
+            adapter: Some(&folder.join("adapter")),
+            quantization,
+            dtype,
+            threads: 2,
+            limits: limits_of(&all),
+            purpose: TRAINING,
+        };
+        Self {
+            name: format!("{family} on {base}"),
+            session: open.session(),
+            rows: examples.iter().map(|row| micro_batch(std::slice::from_ref(row))).collect(),
+            all,
+            numbers: TensorFile::open(folder.join("reference.safetensors")).unwrap(),
+            reference: reference["bases"][base].clone(),
+            base,
+        }
+    }
+
+    fn logits(&mut self, row: usize) -> (Vec<f32>, Vec<f32>) {
+        let micro = &self.rows[row];
+        let count = micro.tokens.len();
+        let ours = (0..count).flat_map(|token| self.session.logits(micro, token)).collect();
+        (ours, tensor(&self.numbers, &format!("{}.logits.{row}", self.base)))
+    }
+
+    /// Loss, and each gradient with its name and the exact one.
+    fn gradients(&mut self) -> (f64, Vec<(String, Vec<f32>, Vec<f32>)>) {
+        let step = self.session.gradient(&[self.all.clone()], Draw { seed: 0, stream: 0 });
+        let params = &self.session.params;
+        let mut grads = vec![0.0; params.index().len()];
+        self.session.device.download(&params.grads, &mut grads);
+        let entry = |entry: &qlora_train::params::Entry| {
+            let exact = tensor(&self.numbers, &format!("{}.grad.{}", self.base, entry.name));
+            (entry.name.clone(), grads[entry.range.clone()].to_vec(), exact)
+        };
+        (step.loss, params.index().entries().iter().map(entry).collect())
+    }
+}
+
+fn cases(dtype: Dtype) -> impl Iterator<Item = Case> {
+    FAMILIES
+        .into_iter()
+        .flat_map(move |family| BASES.into_iter().map(move |base| Case::open(family, base, dtype)))
+}
+
+#[test]
+fn f32_logits_losses_and_gradients_are_those_of_float64() {
+    for mut case in cases(Dtype::F32) {
+        for row in 0..case.rows.len() {
+            let (ours, exact) = case.logits(row);
+            let error = scaled_error(&ours, &exact);
+            assert!(error <= tolerance::F32, "{}: logits of row {row}: {error}", case.name);
+        }
+        let (loss, gradients) = case.gradients();
+        let exact = case.reference["loss"].as_f64().unwrap();
+        assert!((loss - exact).abs() <= 1e-5 * exact, "{}: loss {loss}, not {exact}", case.name);
+        assert!(gradients.len() > 10, "{}: {} gradients", case.name, gradients.len());
+        for (name, ours, exact) in gradients {
+            let error = scaled_error(&ours, &exact);
+            assert!(error <= tolerance::F32, "{}: gradient of {name}: {error}", case.name);
+        }
+    }
+}
+
+#[test]
+fn bf16_strays_no_further_than_plain_bf16_arithmetic() {
+    for mut case in cases(Dtype::Bf16) {
+        let allowed = case.reference["bf16_error"].clone();
+        let most = tolerance::BF16 * allowed["logits"]["abs"].as_f64().unwrap();
+        for row in 0..case.rows.len() {
+            let (ours, exact) = case.logits(row);
+            let error = max_error(&ours, &exact);
+            assert!(error <= most, "{}: logits of row {row}: {error} > {most}", case.name);
+        }
+        let (loss, gradients) = case.gradients();
+        let exact = case.reference["loss"].as_f64().unwrap();
+        assert!((loss - exact).abs() <= 0.01 * exact, "{}: loss {loss}, not {exact}", case.name);
+        for (name, ours, exact) in gradients {
+            let plain = allowed["gradients"][&name]["abs"].as_f64().unwrap();
+            let (error, most) = (max_error(&ours, &exact), tolerance::BF16_GRADIENT * plain);
+            assert!(error <= most, "{}: gradient of {name}: {error} > {most}", case.name);
+        }
+    }
+}
+
+#[test]
+fn recomputing_a_block_gives_the_same_bits_as_keeping_it() {
+    for family in FAMILIES {
+        let folder = fixture("models").join(family);
+        let reference = json(&folder.join("reference.json"));
+        let all = micro_batch(&examples(reference["rows"].as_array().unwrap()));
+        let gradient = |keep, threads| {
+            let open = Open {
+                folder: &folder,
+                adapter: Some(&folder.join("adapter")),
+                quantization: NF4,
+                dtype: Dtype::Bf16,
+                threads,
+                limits: limits_of(&all),
+                purpose: Purpose::Training(keep),
+            };
+            let mut session = open.session();
+            session.gradient(&[all.clone()], Draw { seed: 0, stream: 0 });
+            let mut grads = vec![0.0f32; session.params.index().len()];
+            session.device.download(&session.params.grads, &mut grads);
+            grads.iter().map(|g| g.to_bits()).collect::<Vec<_>>()
+        };
+        let kept = gradient(Keep::Everything, 1);
+        assert_eq!(kept, gradient(Keep::Inputs, 1), "{family}: recomputed");
+        assert_eq!(kept, gradient(Keep::Inputs, 3), "{family}: three threads");
+    }
+}
+
+#[test]
+fn both_spellings_of_a_config_mean_the_same_model() {
+    for family in FAMILIES {
+        let folder = fixture("models").join(family);
+        let new = Config::read(&folder.join("config.json")).unwrap();
+        let old = Config::read(&folder.join("config_v4.json")).unwrap();
+        assert_eq!(format!("{new:?}"), format!("{old:?}"), "{family}");
+    }
+}
+
+#[test]
+fn greedy_tokens_are_those_of_float64() {
+    for family in FAMILIES.into_iter().filter(|family| *family != "llama-dynamic") {
+        for (base, quantization) in BASES {
+            let folder = fixture("models").join(family);
+            let reference = &json(&folder.join("reference.json"))["bases"][base];
+            let ids = |key: &str| -> Vec<u32> {
+                let list = reference[key].as_array().unwrap().iter();
+                list.map(|id| id.as_u64().unwrap() as u32).collect()
+            };
+            let (prompt, expected) = (ids("greedy_prompt"), ids("greedy"));
+            let capacity = prompt.len() + expected.len();
+            let limits = qlora_train::model::tokens::Limits {
+                tokens: prompt.len(),
+                sequences: 1,
+                targets: 1,
+            };
+            let mut session = Open {
+                folder: &folder,
+                adapter: None,
+                quantization,
+                dtype: Dtype::F32,
+                threads: 1,
+                limits,
+                purpose: Purpose::Generation { capacity },
+            }
+            .session();
+            assert_eq!(greedy(&mut session, &prompt, expected.len()), expected, "{family} {base}");
+        }
+    }
+}
+
+fn greedy(session: &mut Session, prompt: &[u32], count: usize) -> Vec<u32> {
+    let mut logits = session.extend(prompt, 0);
+    let mut tokens = Vec::new();
+    loop {
+        let best = (0..logits.len()).max_by(|a, b| logits[*a].total_cmp(&logits[*b])).unwrap();
+        tokens.push(best as u32);
+        if tokens.len() == count {
+            return tokens;
+        }
+        logits = session.extend(&[best as u32], prompt.len() + tokens.len() - 1);
+    }
+}
