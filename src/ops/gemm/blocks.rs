@@ -25,7 +25,7 @@ use crate::ops::{slice, slice_mut};
 const STEPS: usize = 512;
 
 /// Most columns of a strip. Measured on Zen 4 at K = 4864, where the left panels come from L3:
-/// 0.81 of the bf16 peak, 0.79 with 64 columns, 0.80 with 64 KiB pieces.
+/// 0.81 of the bf16 peak, 0.79 with 64 columns, 0.80 with half the steps.
 const STRIP: usize = 128;
 
 /// Most rows of a block: what the decoding of the right operand is spread over.
@@ -37,11 +37,13 @@ const ROWS_STEP: usize = 24;
 /// Left panels that are packed as one task.
 const LEFT_PANELS: usize = 8;
 
-/// Rows that could be multiplied in the time in which a strip is packed.
+/// Rows that could be multiplied in the time in which a strip is packed; estimated from the speed of
+/// decoding.
 const ROWS_PER_STRIP: usize = 20;
 
-/// Columns that could be multiplied in the time in which left panels come from L3.
-const COLUMNS_PER_ROW: usize = 8;
+/// Columns that could be multiplied in the time in which the left panels pass by; from the gain of
+/// strips of 128 columns over 64.
+const COLUMNS_PER_PASS: usize = 8;
 
 /// Shared: the left panels of a block of rows. Per thread: sums, panels of a strip, row buffers.
 ///
@@ -224,7 +226,7 @@ impl<'a, L: Lanes> Blocks<'a, L> {
         let time = |cut: &Cut| {
             let strips = (self.p.cols as usize).div_ceil(cut.columns);
             let rounds = (strips * panels.div_ceil(cut.panels)).div_ceil(threads);
-            rounds * (cut.columns + COLUMNS_PER_ROW) * (cut.panels * L::ROWS + ROWS_PER_STRIP)
+            rounds * (cut.columns + COLUMNS_PER_PASS) * (cut.panels * L::ROWS + ROWS_PER_STRIP)
         };
         cuts.min_by_key(time).expect("one width and one part")
     }

@@ -120,7 +120,7 @@ fn no_rows_and_no_columns_are_nothing_to_do() {
                 ..PLAIN
             }
             .run(&device),
-            []
+            Vec::<f64>::new()
         );
         assert_eq!(
             Case {
@@ -130,7 +130,7 @@ fn no_rows_and_no_columns_are_nothing_to_do() {
                 ..PLAIN
             }
             .run(&device),
-            []
+            Vec::<f64>::new()
         );
     }
 }
