@@ -116,7 +116,7 @@ def forget_length(model):
         if hasattr(module, "original_max_seq_len"):
             module.max_seq_len_cached = module.original_max_seq_len
             if hasattr(module, "original_inv_freq"):
-                module.inv_freq = module.original_inv_freq
+                module.inv_freq = module.original_inv_freq.clone()
 
 
 def supervised(labels):
