@@ -4,15 +4,18 @@
 //! Throughput is printed in elements per second, where an element is one floating-point operation:
 //! Gelem/s are GFLOP/s. `peak/...` runs nothing but multiply-adds in registers, on as many threads.
 
-use std::hint::black_box;
 use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use half::bf16;
-use qlora_train::device::{Act, Buf, Device, Dtype, Simd};
+use qlora_train::device::{Act, Buf, Device, Dtype};
 use qlora_train::ops::Write;
 use qlora_train::ops::gemm::{Epilogue, Form, FourBit, Operand, Scales, Term, matmul};
 use qlora_train::quant;
+
+#[path = "support/peak.rs"]
+mod peak;
+use peak::{on_threads, peaks};
 
 /// M, N, K of products of a 0.5 B model, of LoRA of rank 16, and of generation.
 const SHAPES: [(usize, usize, usize); 8] = [
@@ -151,72 +154,6 @@ fn gemm(criterion: &mut Criterion) {
                 }
             }
         }
-    }
-}
-
-fn on_threads(count: usize, run: fn()) {
-    std::thread::scope(|scope| {
-        for _ in 1..count {
-            scope.spawn(run);
-        }
-        run();
-    });
-}
-
-/// Names, operations and loops of the multiply-adds of this machine.
-#[cfg(target_arch = "x86_64")]
-fn peaks() -> Vec<(&'static str, u64, fn())> {
-    let mut peaks: Vec<(&'static str, u64, fn())> = Vec::new();
-    if Simd::detect() >= Simd::Avx512 {
-        // SAFETY: the machine has the instructions.
-        peaks.push(("f32", peak::ROUNDS * 24 * 32, || unsafe { peak::f32() }));
-    }
-    if Simd::detect() >= Simd::Avx512Bf16 {
-        // SAFETY: as above.
-        peaks.push(("bf16", peak::ROUNDS * 24 * 64, || unsafe { peak::bf16() }));
-    }
-    peaks
-}
-
-/// Names, operations and loops of the multiply-adds of this machine.
-#[cfg(not(target_arch = "x86_64"))]
-fn peaks() -> Vec<(&'static str, u64, fn())> {
-    Vec::new()
-}
-
-/// 24 independent chains, as in a tile.
-#[cfg(target_arch = "x86_64")]
-mod peak {
-    use super::black_box;
-    use std::arch::x86_64::*;
-
-    pub const ROUNDS: u64 = 2_000_000;
-
-    #[target_feature(enable = "avx512f")]
-    pub fn f32() {
-        let factor = black_box(_mm512_set1_ps(0.5));
-        let mut sums = [_mm512_setzero_ps(); 24];
-        for _ in 0..ROUNDS {
-            for sum in &mut sums {
-                *sum = _mm512_fmadd_ps(factor, *sum, factor);
-            }
-        }
-        black_box(sums);
-    }
-
-    #[target_feature(enable = "avx512f,avx512bf16")]
-    pub fn bf16() {
-        // SAFETY: both types are 64 bytes of any content.
-        let factor = unsafe {
-            std::mem::transmute::<__m512i, __m512bh>(black_box(_mm512_set1_epi16(0x3f00)))
-        };
-        let mut sums = [_mm512_setzero_ps(); 24];
-        for _ in 0..ROUNDS {
-            for sum in &mut sums {
-                *sum = _mm512_dpbf16_ps(*sum, factor, factor);
-            }
-        }
-        black_box(sums);
     }
 }
 
