@@ -102,11 +102,12 @@ per_simd! {
         let end = first + x.len();
         for batch in (first - first % BATCH..end).step_by(BATCH) {
             let words = words(p.draw, batch as u64 / 4);
-            for position in batch.max(first)..end.min(batch + BATCH) {
-                let kept = words[position - batch] >= p.threshold;
-                let factor = if kept { scale } else { E::Real::ZERO };
-                let i = position - first;
-                p.write.put(&mut out[i], x[i].real() * factor);
+            let (start, stop) = (batch.max(first), end.min(batch + BATCH));
+            let words = &words[start - batch..stop - batch];
+            let (x, out) = (&x[start - first..stop - first], &mut out[start - first..stop - first]);
+            for ((out, x), word) in out.iter_mut().zip(x).zip(words) {
+                let factor = if *word < p.threshold { E::Real::ZERO } else { scale };
+                p.write.put(out, x.real() * factor);
             }
         }
     }
@@ -115,24 +116,15 @@ per_simd! {
 /// The words of [`LANES`] counters from `counter` on, in the order of positions.
 #[inline(always)]
 fn words(draw: Draw, counter: u64) -> [u32; BATCH] {
+    let counters = std::array::from_fn::<u64, LANES, _>(|lane| counter + lane as u64);
     let mut lanes = [
-        [0; LANES],
-        [0; LANES],
+        counters.map(|counter| counter as u32),
+        counters.map(high),
         [draw.stream as u32; LANES],
         [high(draw.stream); LANES],
     ];
-    for lane in 0..LANES {
-        let counter = counter + lane as u64;
-        (lanes[0][lane], lanes[1][lane]) = (counter as u32, high(counter));
-    }
     philox(&mut lanes, [draw.seed as u32, high(draw.seed)]);
-    let mut words = [0; BATCH];
-    for lane in 0..LANES {
-        for word in 0..4 {
-            words[4 * lane + word] = lanes[word][lane];
-        }
-    }
-    words
+    std::array::from_fn(|position| lanes[position % 4][position / 4])
 }
 
 #[inline(always)]

@@ -159,9 +159,9 @@ fn backward_on_cpu<E: Element>(p: &BackwardParams, cpu: &Cpu) {
 per_simd! {
     fn gated<E: Element>(gate: &[E], up: &[E], activation: Activation, out: &mut [E]) {
         match activation {
-            Activation::Silu => gated_by(gate, up, out, silu),
-            Activation::GeluTanh => gated_by(gate, up, out, gelu_tanh),
-            Activation::Gelu => gated_by(gate, up, out, gelu),
+            Activation::Silu => gated_by::<E, Silu>(gate, up, out),
+            Activation::GeluTanh => gated_by::<E, GeluTanh>(gate, up, out),
+            Activation::Gelu => gated_by::<E, Gelu>(gate, up, out),
         }
     }
 }
@@ -171,64 +171,72 @@ per_simd! {
         gate: &[E], up: &[E], activation: Activation, dh: &[E], d_gate: &mut [E], d_up: &mut [E],
     ) {
         match activation {
-            Activation::Silu => gradient_by(gate, up, dh, d_gate, d_up, silu),
-            Activation::GeluTanh => gradient_by(gate, up, dh, d_gate, d_up, gelu_tanh),
-            Activation::Gelu => gradient_by(gate, up, dh, d_gate, d_up, gelu),
+            Activation::Silu => gradient_by::<E, Silu>(gate, up, dh, d_gate, d_up),
+            Activation::GeluTanh => gradient_by::<E, GeluTanh>(gate, up, dh, d_gate, d_up),
+            Activation::Gelu => gradient_by::<E, Gelu>(gate, up, dh, d_gate, d_up),
         }
     }
 }
 
 #[inline(always)]
-fn gated_by<E: Element>(
-    gate: &[E],
-    up: &[E],
-    out: &mut [E],
-    act: impl Fn(E::Real) -> (E::Real, E::Real),
-) {
+fn gated_by<E: Element, A: Act>(gate: &[E], up: &[E], out: &mut [E]) {
     for ((out, gate), up) in out.iter_mut().zip(gate).zip(up) {
-        *out = E::from_real(act(gate.real()).0 * up.real());
+        *out = E::from_real(A::value_and_slope(gate.real()).0 * up.real());
     }
 }
 
 #[inline(always)]
-fn gradient_by<E: Element>(
+fn gradient_by<E: Element, A: Act>(
     gate: &[E],
     up: &[E],
     dh: &[E],
     d_gate: &mut [E],
     d_up: &mut [E],
-    act: impl Fn(E::Real) -> (E::Real, E::Real),
 ) {
     let inputs = gate.iter().zip(up).zip(dh);
     for ((d_gate, d_up), ((gate, up), dh)) in d_gate.iter_mut().zip(d_up).zip(inputs) {
-        let (value, slope) = act(gate.real());
+        let (value, slope) = A::value_and_slope(gate.real());
         *d_gate = E::from_real(dh.real() * up.real() * slope);
         *d_up = E::from_real(dh.real() * value);
     }
 }
 
-/// act(x) and act′(x).
-#[inline(always)]
-fn silu<R: Real>(x: R) -> (R, R) {
-    let (c, slope) = logistic(x);
-    (x * c, c + x * slope)
+/// An [`Activation`] known to the compiler. Not a closure: those need not be inlined, and would
+/// then be compiled for the plainest instruction set.
+trait Act {
+    /// act(x) and act′(x).
+    fn value_and_slope<R: Real>(x: R) -> (R, R);
 }
 
-/// act(x) and act′(x).
-#[inline(always)]
-fn gelu_tanh<R: Real>(x: R) -> (R, R) {
-    let linear = R::from_f64((8.0 / std::f64::consts::PI).sqrt());
-    let cubic = R::from_f64((8.0 / std::f64::consts::PI).sqrt() * 0.044715);
-    let (c, slope) = logistic(x * (linear + cubic * x * x));
-    let three = R::from_f64(3.0);
-    (x * c, c + x * slope * (linear + three * cubic * x * x))
+struct Silu;
+struct GeluTanh;
+struct Gelu;
+
+impl Act for Silu {
+    #[inline(always)]
+    fn value_and_slope<R: Real>(x: R) -> (R, R) {
+        let (c, slope) = logistic(x);
+        (x * c, c + x * slope)
+    }
 }
 
-/// act(x) and act′(x).
-#[inline(always)]
-fn gelu<R: Real>(x: R) -> (R, R) {
-    let (c, density) = distribution_and_density(x);
-    (x * c, c + x * density)
+impl Act for GeluTanh {
+    #[inline(always)]
+    fn value_and_slope<R: Real>(x: R) -> (R, R) {
+        let linear = R::from_f64((8.0 / std::f64::consts::PI).sqrt());
+        let cubic = R::from_f64((8.0 / std::f64::consts::PI).sqrt() * 0.044715);
+        let (c, slope) = logistic(x * (linear + cubic * x * x));
+        let three = R::from_f64(3.0);
+        (x * c, c + x * slope * (linear + three * cubic * x * x))
+    }
+}
+
+impl Act for Gelu {
+    #[inline(always)]
+    fn value_and_slope<R: Real>(x: R) -> (R, R) {
+        let (c, density) = distribution_and_density(x);
+        (x * c, c + x * density)
+    }
 }
 
 /// σ(z) and σ′(z) = σ(z)·σ(−z), both to full relative accuracy: e^(−|z|) neither overflows nor
