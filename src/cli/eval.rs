@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use qlora_train::checkpoint::adapter::Adapter;
-use qlora_train::data::dataset::{Dataset, Policy};
+use qlora_train::data::{Dataset, Policy};
 use qlora_train::device::Device;
 use qlora_train::error::{Error, Place};
 use qlora_train::methods::lora;

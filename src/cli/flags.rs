@@ -6,7 +6,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
-use qlora_train::data::tokenize::TrainOn;
+use qlora_train::data::TrainOn;
 use qlora_train::device::Dtype;
 use qlora_train::model::load::{Quantization, ScaleForm};
 use qlora_train::optim::adamw::Moments;

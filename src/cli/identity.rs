@@ -6,7 +6,7 @@
 
 use std::path::Path;
 
-use qlora_train::data::dataset::Example;
+use qlora_train::data::Example;
 use qlora_train::error::Error;
 
 use super::opened::Opened;
@@ -72,7 +72,7 @@ fn data(examples: &[Example]) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use qlora_train::data::dataset::Origin;
+    use qlora_train::data::Origin;
 
     #[test]
     fn the_digest_is_fnv_1a() {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use qlora_train::checkpoint::adapter::{Adapter, TargetModules};
 use qlora_train::checkpoint::weights::Weights;
-use qlora_train::data::batch::{Batching, Order, Packing};
+use qlora_train::data::{Batching, Order, Packing};
 use qlora_train::error::{Error, Place};
 use qlora_train::methods::lora::{self, Targets};
 use qlora_train::model::config::Config;

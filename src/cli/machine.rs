@@ -19,8 +19,6 @@ pub struct Machine {
     pub dtype: Dtype,
     /// Bytes that may be taken.
     pub budget: u64,
-    /// Whether the user said how many.
-    pub is_given: bool,
 }
 
 impl DeviceFlags {
@@ -40,7 +38,6 @@ impl DeviceFlags {
             threads,
             dtype: self.dtype.dtype(),
             budget: self.memory_budget.map_or_else(available_memory, |bytes| bytes.0),
-            is_given: self.memory_budget.is_some(),
         })
     }
 }

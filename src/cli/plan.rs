@@ -20,7 +20,7 @@ use super::job::{self, larger};
 use super::opened::{Opened, open, read_config, usual_length};
 use super::values::Date;
 use super::{output, table, told};
-use qlora_train::data::dataset::{Dataset, Policy};
+use qlora_train::data::{Dataset, Policy};
 
 /// Flags of `plan`: those of training.
 #[derive(Debug, Clone, Args)]

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use qlora_train::checkpoint::adapter::TargetModules;
-use qlora_train::data::batch::Packing;
+use qlora_train::data::Packing;
 use toml::{Table, Value};
 
 use super::flags::{TrainFlags, spelled};

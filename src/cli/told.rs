@@ -3,9 +3,9 @@
 
 use std::path::{Path, PathBuf};
 
-use qlora_train::data::dataset::{DataReport, Dataset, Example, Policy};
-use qlora_train::data::explain::{ExplainedToken, explain};
-use qlora_train::data::tokenizer::Tokenizer;
+use qlora_train::data::{DataReport, Dataset, Example, Policy};
+use qlora_train::data::{ExplainedToken, explain};
+use qlora_train::data::Tokenizer;
 use qlora_train::error::{Error, Place, escape};
 
 use super::opened::Opened;

@@ -8,7 +8,7 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
 use clap::builder::RangedU64ValueParser;
-use qlora_train::data::template::Moment;
+use qlora_train::data::Moment;
 use qlora_train::train::checkpoints::Resume;
 
 /// A whole number within `range`.
