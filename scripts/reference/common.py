@@ -70,8 +70,12 @@ def forward_of(model):
 
 
 def nf4(weight):
-    """The float32 values that NF4 with blocks of 64 and double quantization gives back."""
-    codes, state = bnb.quantize_4bit(weight, blocksize=64, quant_type="nf4", compress_statistics=True)
+    """The float32 values that NF4 with blocks of 64 and double quantization gives back.
+
+    Flat, as the format is: for matrices whose rows are 32 or 96 long (no whole number of blocks), the CPU code of
+    bitsandbytes 0.50.2 quantizes flat but dequantizes row by row, and gives back other values.
+    """
+    codes, state = bnb.quantize_4bit(weight.reshape(-1), blocksize=64, quant_type="nf4", compress_statistics=True)
     state.dtype = torch.float32
     return bnb.dequantize_4bit(codes, state).reshape(weight.shape)
 
@@ -112,7 +116,7 @@ def forget_length(model):
         if hasattr(module, "original_max_seq_len"):
             module.max_seq_len_cached = module.original_max_seq_len
             if hasattr(module, "original_inv_freq"):
-                module.inv_freq = module.original_inv_freq
+                module.inv_freq = module.original_inv_freq.clone()
 
 
 def supervised(labels):

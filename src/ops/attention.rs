@@ -19,7 +19,9 @@ mod product;
 #[cfg(test)]
 mod tests;
 
+use backward::{run as backward_on_cpu, scratch as backward_scratch};
 use bytemuck::{Pod, Zeroable};
+use forward::{run as forward_on_cpu, scratch as forward_scratch};
 
 use super::element::with_element;
 use super::slice;
@@ -71,7 +73,8 @@ pub struct Attention<'a> {
     pub window: Option<usize>,
     /// Scores are capped: s = cap·tanh(z/cap).
     pub soft_cap: Option<f32>,
-    /// The segments; rows of q outside of all of them get no output and no gradient.
+    /// The segments in the order of their rows, none sharing a query with another, nor (where
+    /// gradients are computed) a key. Rows outside of all of them get no output and no gradient.
     pub segments: &'a Buf<Segment>,
     /// Count of segments in use.
     pub segment_count: usize,
@@ -270,34 +273,46 @@ fn check(heads: Heads, Saved { q, k, v, o, lse }: Saved) {
 }
 
 impl Params {
-    /// Segment `i`; its ranges are known to lie within the rows.
+    /// The segments, known to lie within the rows and not to share a query.
     ///
     /// # Safety
-    /// The segments are valid for reads, and `i` is below their count.
-    unsafe fn segment(&self, i: usize) -> Segment {
+    /// They are valid for reads and not written meanwhile.
+    unsafe fn segments<'a>(&self) -> &'a [Segment] {
         // SAFETY: the caller vouches for it.
-        let segment = unsafe { slice::<Segment>(self.segments, i, 1)[0] };
-        let ends = [
-            (segment.q_start, segment.q_len),
-            (segment.k_start, segment.k_len),
-        ]
-        .map(|(start, len)| u64::from(start) + u64::from(len));
-        assert!(
-            ends[0] <= self.q_rows && ends[1] <= self.k_rows && segment.q_len <= segment.k_len,
-            "{segment:?} of {} queries and {} keys",
-            self.q_rows,
-            self.k_rows
-        );
-        assert!(
-            u64::from(segment.q_len) <= self.longest,
-            "{segment:?} where the longest has {} queries",
-            self.longest
-        );
-        segment
+        let segments = unsafe { slice::<Segment>(self.segments, 0, self.segment_count as usize) };
+        for segment in segments {
+            assert!(
+                segment.q_end() <= self.q_rows
+                    && segment.k_end() <= self.k_rows
+                    && segment.q_len <= segment.k_len
+                    && u64::from(segment.q_len) <= self.longest,
+                "{segment:?} of {} queries and {} keys, the longest of {}",
+                self.q_rows,
+                self.k_rows,
+                self.longest
+            );
+        }
+        for pair in segments.windows(2) {
+            assert!(
+                pair[0].q_end() <= u64::from(pair[1].q_start),
+                "{pair:?} share queries"
+            );
+        }
+        segments
     }
 }
 
-// SAFETY: reads rows of the stated widths and strides, within ranges that `segment` has checked;
+impl Segment {
+    fn q_end(self) -> u64 {
+        u64::from(self.q_start) + u64::from(self.q_len)
+    }
+
+    fn k_end(self) -> u64 {
+        u64::from(self.k_start) + u64::from(self.k_len)
+    }
+}
+
+// SAFETY: reads rows of the stated widths and strides, within ranges that `segments` has checked;
 // writes o and lse, where a task owns its queries and its head.
 unsafe impl Kernel for Params {
     const NAME: &'static str = "attention";
@@ -324,6 +339,3 @@ unsafe impl Kernel for BackwardParams {
         with_element!(self.forward.dtype, backward_on_cpu(self, cpu, scratch));
     }
 }
-
-use backward::{run as backward_on_cpu, scratch as backward_scratch};
-use forward::{run as forward_on_cpu, scratch as forward_scratch};

@@ -7,7 +7,7 @@
 //! memory at once, and divides by the count of supervised tokens of the whole optimizer step.
 
 use super::element::{Element, Real, per_simd, with_element};
-use super::{lanes_sum, slice, slice_mut};
+use super::{slice, slice_mut, total};
 use crate::device::{Address, Buf, Cpu, Device, Dtype, Kernel, Mat, MatMut, ScratchMemory};
 
 /// Whether the logits are replaced by their gradient.
@@ -157,12 +157,16 @@ impl<R: Real> Softmax<R> {
     #[inline(always)]
     fn of(logits: &[R], cap: Option<R>) -> Self {
         let max = capped(lanes_max(logits), cap);
+        let mut piece = [R::ZERO; PIECE];
         let mut sum = R::ZERO;
-        for piece in logits.chunks(PIECE) {
-            sum += match cap {
-                None => lanes_sum(piece.len(), |i| (piece[i] - max).exp()),
-                Some(_) => lanes_sum(piece.len(), |i| (capped(piece[i], cap) - max).exp()),
-            };
+        for logits in logits.chunks(PIECE) {
+            let piece = &mut piece[..logits.len()];
+            piece.copy_from_slice(logits);
+            cap_all(piece, cap);
+            for e in &mut *piece {
+                *e = (*e - max).exp();
+            }
+            sum += total(piece);
         }
         Self { max, sum }
     }
@@ -177,15 +181,29 @@ fn capped<R: Real>(z: R, cap: Option<R>) -> R {
 }
 
 #[inline(always)]
+fn cap_all<R: Real>(numbers: &mut [R], cap: Option<R>) {
+    if cap.is_some() {
+        for z in numbers {
+            *z = capped(*z, cap);
+        }
+    }
+}
+
+#[inline(always)]
 fn lanes_max<R: Real>(numbers: &[R]) -> R {
     const LANES: usize = 64;
     let mut lanes = [R::NEG_INFINITY; LANES];
-    for chunk in numbers.chunks(LANES) {
+    let chunks = numbers.chunks_exact(LANES);
+    let rest = chunks
+        .remainder()
+        .iter()
+        .fold(R::NEG_INFINITY, |max, x| max.max(*x));
+    for chunk in chunks {
         for (lane, number) in lanes.iter_mut().zip(chunk) {
             *lane = lane.max(*number);
         }
     }
-    lanes.into_iter().fold(R::NEG_INFINITY, R::max)
+    lanes.into_iter().fold(rest, R::max)
 }
 
 /// Replaces the logits by their gradient, from the front: elements of E are never longer than
@@ -198,24 +216,30 @@ fn replace<E: Element>(
     cap: Option<E::Real>,
     scale: E::Real,
 ) {
-    let at_target = gradient(logits[target], softmax, cap, scale, E::Real::ONE);
+    let at_target = gradient(
+        capped(logits[target], cap),
+        softmax,
+        cap,
+        scale,
+        E::Real::ONE,
+    );
     let mut piece = [E::Real::ZERO; PIECE];
     for start in (0..logits.len()).step_by(PIECE) {
         let count = PIECE.min(logits.len() - start);
         let piece = &mut piece[..count];
         piece.copy_from_slice(&logits[start..start + count]);
+        cap_all(piece, cap);
         let out: &mut [E] = &mut bytemuck::cast_slice_mut(logits)[start..start + count];
-        for (out, z) in out.iter_mut().zip(piece) {
-            *out = E::from_real(gradient(*z, softmax, cap, scale, E::Real::ZERO));
+        for (out, y) in out.iter_mut().zip(piece) {
+            *out = E::from_real(gradient(*y, softmax, cap, scale, E::Real::ZERO));
         }
     }
     bytemuck::cast_slice_mut::<_, E>(logits)[target] = E::from_real(at_target);
 }
 
-/// The gradient at the logit z, whose label is 1 or 0.
+/// The gradient at the logit that was capped to y, whose label is 1 or 0.
 #[inline(always)]
-fn gradient<R: Real>(z: R, softmax: Softmax<R>, cap: Option<R>, scale: R, label: R) -> R {
-    let y = capped(z, cap);
+fn gradient<R: Real>(y: R, softmax: Softmax<R>, cap: Option<R>, scale: R, label: R) -> R {
     let slope = match cap {
         None => R::ONE,
         Some(cap) => R::ONE - (y / cap) * (y / cap),
@@ -226,7 +250,7 @@ fn gradient<R: Real>(z: R, softmax: Softmax<R>, cap: Option<R>, scale: R, label:
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::device::Simd;
+    use crate::device::{Act, Simd};
     use crate::ops::check::{download, gradient_error, normal, scaled_error, to_bf16, upload};
 
     const SCALE: f32 = 0.125;
@@ -239,7 +263,7 @@ mod tests {
         (logits, targets)
     }
 
-    /// Losses and gradient of rows that stand second and later among the targets of a batch.
+    /// Losses and gradient of rows whose targets and losses stand second and later in their buffers.
     fn run(
         device: &Device,
         logits: &[f64],
@@ -252,31 +276,24 @@ mod tests {
         let mut ids = device.alloc("targets", rows + 1).unwrap();
         device.upload(&[&[u32::MAX], targets].concat(), &mut ids);
         let mut losses = device.alloc("losses", rows + 1).unwrap();
-        let mut view = act.view_mut(rows, vocabulary);
-        let (dtype, stride) = (device.dtype(), {
-            let view = gradient_view(&view, device.dtype());
-            assert_eq!((view.rows, view.cols), (rows, vocabulary));
-            view.stride
-        });
-        view.rows = rows;
+        let view = act.view_mut(rows, vocabulary);
+        let stride = gradient_view(&view, device.dtype()).stride;
         cross_entropy(device, view, &ids, 1, soft_cap, &mut losses, gradient);
         let mut out = vec![0.0f32; rows + 1];
         device.download(&losses, &mut out);
         assert_eq!(out[0], 0.0, "a loss before the first");
+        let losses = out[1..].iter().map(|loss| f64::from(*loss)).collect();
+        let left = reread(device, &act, device.dtype());
         (
-            out[1..].iter().map(|loss| f64::from(*loss)).collect(),
-            strided(device, &act, dtype, vocabulary, stride),
+            losses,
+            left.chunks(stride)
+                .flat_map(|row| row[..vocabulary].to_vec())
+                .collect(),
         )
     }
 
-    /// The numbers of `dtype` in rows of `cols`, `stride` apart, in the memory of `act`.
-    fn strided(
-        device: &Device,
-        act: &crate::device::Act,
-        dtype: Dtype,
-        cols: usize,
-        stride: usize,
-    ) -> Vec<f64> {
+    /// The memory of `act` as elements of `dtype`.
+    fn reread(device: &Device, act: &Act, dtype: Dtype) -> Vec<f64> {
         let mut bytes = vec![0u8; act.bytes().len()];
         device.download(act.bytes(), &mut bytes);
         let mut same = device
@@ -284,9 +301,6 @@ mod tests {
             .unwrap();
         device.upload(&bytes, same.bytes_mut());
         download(device, &same)
-            .chunks(stride)
-            .flat_map(|row| row[..cols].to_vec())
-            .collect()
     }
 
     /// −ln softmax(y)\[t\] of each row, in f64.

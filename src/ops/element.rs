@@ -158,7 +158,8 @@ impl Real for f32 {
         /// Adding and subtracting 1.5 · 2²³ rounds to an integer.
         const ROUND: f32 = 12_582_912.0;
         let x = self.clamp(-87.3, 88.72);
-        let n = (x * std::f32::consts::LOG2_E + ROUND) - ROUND;
+        let shifted = x * std::f32::consts::LOG2_E + ROUND;
+        let n = shifted - ROUND;
         let r = (x - n * LN2_HIGH) - n * LN2_LOW;
         let mut p = 1.0 / 5040.0;
         for c in [
@@ -172,7 +173,10 @@ impl Real for f32 {
         ] {
             p = p * r + c;
         }
-        let half = ((n as i32) >> 1, (n as i32) - ((n as i32) >> 1));
+        // The integer stands in the last bits of the shifted number; a cast would saturate, which
+        // is done one lane at a time.
+        let n = (shifted.to_bits() as i32).wrapping_sub(ROUND.to_bits() as i32);
+        let half = (n >> 1, n - (n >> 1));
         let power = |k: i32| Self::from_bits(((k + 127) << 23) as u32);
         let y = p * power(half.0) * power(half.1);
         let y = if self < -87.3 { 0.0 } else { y };
@@ -234,11 +238,11 @@ impl Real for f64 {
 /// add(cpu.simd(), a, out);
 /// ```
 macro_rules! per_simd {
-    ($(#[$doc:meta])* fn $name:ident<$E:ident : $Bound:path>($($arg:ident : $ty:ty),* $(,)?)
+    ($(#[$doc:meta])* $vis:vis fn $name:ident<$E:ident : $Bound:path>($($arg:ident : $ty:ty),* $(,)?)
         $(-> $ret:ty)? $body:block) => {
         $(#[$doc])*
         #[allow(clippy::too_many_arguments)]
-        fn $name<$E: $Bound>(level: crate::device::Simd, $($arg: $ty),*) $(-> $ret)? {
+        $vis fn $name<$E: $Bound>(level: crate::device::Simd, $($arg: $ty),*) $(-> $ret)? {
             #[inline(always)]
             #[allow(clippy::too_many_arguments)]
             fn body<$E: $Bound>($($arg: $ty),*) $(-> $ret)? $body

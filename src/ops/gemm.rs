@@ -24,11 +24,14 @@ mod tile;
 mod transpose;
 
 use super::Write;
+#[cfg(target_arch = "x86_64")]
+use crate::device::Simd;
 use crate::device::{
-    Address, Buf, Cpu, Device, Dtype, Kernel, Mat, MatMut, Scratch, ScratchMemory, Simd,
+    Address, Buf, Cpu, Device, Dtype, Kernel, Mat, MatMut, Scratch, ScratchMemory,
 };
 use crate::quant;
 use blocks::Blocks;
+use tile::Portable;
 
 /// Which of the operands are transposed: left and right as they are stored, M rows and N columns of
 /// the result, K summed over.
@@ -346,7 +349,11 @@ impl Weight {
     fn new(weight: &FourBit) -> Self {
         let values = weight.rows * weight.cols;
         let blocks = quant::blocks(values);
-        assert_at_least("bytes of codes", weight.codes.len(), quant::code_bytes(values));
+        assert_at_least(
+            "bytes of codes",
+            weight.codes.len(),
+            quant::code_bytes(values),
+        );
         let stored = Self {
             codes: weight.codes.address(),
             values: values as u64,
@@ -397,21 +404,22 @@ unsafe impl Kernel for Params {
     }
 
     unsafe fn run_on_cpu(&self, cpu: &Cpu, scratch: ScratchMemory) {
-        let (narrow, simd) = (self.compute == Dtype::Bf16, cpu.simd());
         // SAFETY: the caller vouches for all addresses, and a device has an instruction set only
         // where the machine has it.
         unsafe {
-            match simd {
-                _ if self.compute == Dtype::F64 => Blocks::<tile::Portable<f64>>::run(self, cpu, scratch),
-                Simd::Portable => Blocks::<tile::Portable<f32>>::run(self, cpu, scratch),
+            match (self.compute, cpu.simd()) {
+                (Dtype::F64, _) => Blocks::<Portable<f64>>::run(self, cpu, scratch),
                 #[cfg(target_arch = "x86_64")]
-                Simd::Avx512Bf16 if narrow => Blocks::<tile::Avx512Bf16>::run(self, cpu, scratch),
+                (Dtype::Bf16, Simd::Avx512Bf16) => {
+                    Blocks::<tile::Avx512Bf16>::run(self, cpu, scratch);
+                }
                 #[cfg(target_arch = "x86_64")]
-                Simd::Avx512 | Simd::Avx512Bf16 => Blocks::<tile::Avx512>::run(self, cpu, scratch),
+                (_, Simd::Avx512 | Simd::Avx512Bf16) => {
+                    Blocks::<tile::Avx512>::run(self, cpu, scratch);
+                }
                 #[cfg(target_arch = "x86_64")]
-                Simd::Avx2 => Blocks::<tile::Avx2>::run(self, cpu, scratch),
-                #[cfg(not(target_arch = "x86_64"))]
-                _ => unreachable!("{simd:?} is not of this machine"),
+                (_, Simd::Avx2) => Blocks::<tile::Avx2>::run(self, cpu, scratch),
+                _ => Blocks::<Portable<f32>>::run(self, cpu, scratch),
             }
         }
     }

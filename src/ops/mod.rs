@@ -96,3 +96,21 @@ fn lanes_sum<R: Real>(count: usize, term: impl Fn(usize) -> R) -> R {
     }
     lanes[0]
 }
+
+/// The sum of all numbers, in the order of [`lanes_sum`]; faster where the numbers are in memory.
+#[inline(always)]
+fn total<R: Real>(numbers: &[R]) -> R {
+    const LANES: usize = 16;
+    let mut lanes = [R::ZERO; LANES];
+    let chunks = numbers.chunks_exact(LANES);
+    let rest = chunks.remainder();
+    for chunk in chunks {
+        for (sum, number) in lanes.iter_mut().zip(chunk) {
+            *sum += *number;
+        }
+    }
+    for (sum, number) in lanes.iter_mut().zip(rest) {
+        *sum += *number;
+    }
+    lanes_sum(LANES, |lane| lanes[lane])
+}

@@ -47,7 +47,7 @@ pub fn rotate(device: &Device, x: MatMut, head_dim: usize, tables: Mat, directio
     assert_eq!(tables.dtype, Dtype::F32, "tables are f32");
     assert_eq!(x.cols % head_dim, 0, "rows of {} cut into heads", x.cols);
     assert!(
-        tables.cols % 2 == 0 && tables.cols <= head_dim,
+        tables.cols.is_multiple_of(2) && tables.cols <= head_dim,
         "{} rotated numbers in heads of {head_dim}",
         tables.cols
     );

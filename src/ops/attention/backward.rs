@@ -5,18 +5,21 @@
 //! second pass adds the partial sums up in the order of the parts. The count of parts depends on
 //! the heads only, so neither the threads nor the other records of a batch change a bit.
 
-use super::block::{Carver, HeadRows, KEYS, QUERIES, Queries, cap, inner, transpose, width};
+use super::block::{
+    Carver, HeadRows, KEYS, QUERIES, Queries, inner, load, soft_cap, transpose, width,
+};
 use super::product::Product;
 use super::{BackwardParams, Params, Segment};
-use crate::device::{Address, Cpu, Scratch, ScratchMemory};
+use crate::device::{Address, Cpu, Scratch, ScratchMemory, Simd};
 use crate::ops::element::per_simd;
-use crate::ops::{Element, Real, Write, lanes_sum, slice, slice_mut};
+use crate::ops::{Element, Real, Write, slice, slice_mut, total};
 
 /// Tasks to aim for with a single segment; more parts would give more tasks for more memory.
 const TASKS: usize = 8;
 
 /// The memory of one task.
 struct Work<'a, R> {
+    simd: Simd,
     /// Queries, scaled [queries, width].
     q: &'a mut [R],
     /// The same transposed [D, queries].
@@ -49,7 +52,7 @@ impl<R: Real> Work<'_, R> {
 
     /// # Safety
     /// `memory` is the caller's alone and holds [`numbers`](Self::numbers) numbers.
-    unsafe fn carve(memory: Address, head_dim: usize) -> Self {
+    unsafe fn carve(simd: Simd, memory: Address, head_dim: usize) -> Self {
         let mut carver = Carver::new(memory);
         let mut take = |count| {
             // SAFETY: the counts add up to `numbers`.
@@ -58,6 +61,7 @@ impl<R: Real> Work<'_, R> {
         let queries = QUERIES * width(head_dim);
         let keys = KEYS * width(head_dim);
         Self {
+            simd,
             q: take(queries),
             qt: take(queries),
             d_o: take(queries),
@@ -99,21 +103,15 @@ impl Partial {
         2 * self.parts * self.kv_heads * self.rows * self.width
     }
 
-    /// The rows of `segment` in the plane of dk (`which` 0) or dv (1).
+    /// The keys of a task in its plane of dk (`which` 0) or dv (1).
     ///
     /// # Safety
     /// The rows must be valid and touched by nobody else.
-    unsafe fn plane<'a, R: Real>(
-        self,
-        segment: Segment,
-        kv_head: usize,
-        part: usize,
-        which: usize,
-    ) -> &'a mut [R] {
-        let plane = (part * self.kv_heads + kv_head) * 2 + which;
-        let start = (plane * self.rows + segment.k_start as usize) * self.width;
+    unsafe fn plane<'a, R: Real>(self, of: Keys, which: usize) -> &'a mut [R] {
+        let plane = (of.part * self.kv_heads + of.kv_head) * 2 + which;
+        let start = (plane * self.rows + of.segment.k_start as usize) * self.width;
         // SAFETY: the caller vouches for it.
-        unsafe { slice_mut(self.address, start, segment.k_len as usize * self.width) }
+        unsafe { slice_mut(self.address, start, of.segment.k_len as usize * self.width) }
     }
 }
 
@@ -129,61 +127,109 @@ pub(super) fn scratch<E: Element>(p: &BackwardParams) -> Scratch {
 pub(super) fn run<E: Element>(p: &BackwardParams, cpu: &Cpu, scratch: ScratchMemory) {
     let f = &p.forward;
     let partial = Partial::new(f, scratch.shared());
-    let (segments, kv_heads) = (f.segment_count as usize, f.kv_heads as usize);
-    cpu.for_each(segments * kv_heads * partial.parts, |task| {
+    // SAFETY: the caller of `run_on_cpu` vouches for the segments.
+    let (segments, kv_heads) = (unsafe { f.segments() }, f.kv_heads as usize);
+    for pair in segments.windows(2) {
+        assert!(
+            pair[0].k_end() <= u64::from(pair[1].k_start),
+            "{pair:?} share keys"
+        );
+    }
+    cpu.for_each(segments.len() * kv_heads * partial.parts, |task| {
         let (part, kv_head) = (task % partial.parts, task / partial.parts % kv_heads);
-        // SAFETY: the caller of `run_on_cpu` vouches for the segments.
-        let segment = unsafe { f.segment(task / partial.parts / kv_heads) };
+        let segment = segments[task / partial.parts / kv_heads];
         let memory = scratch.of_thread(cpu.thread());
-        differentiate::<E>(cpu.simd(), p, segment, kv_head, part, partial, memory);
+        // SAFETY: `scratch` has asked for this much, and a thread runs one task at a time.
+        let mut work = unsafe { Work::carve(cpu.simd(), memory, f.head_dim as usize) };
+        differentiate::<E>(
+            &mut work,
+            p,
+            Keys {
+                segment,
+                kv_head,
+                part,
+            },
+            partial,
+        );
     });
-    cpu.for_each(segments * kv_heads, |task| {
-        // SAFETY: as above.
-        let segment = unsafe { f.segment(task / kv_heads) };
-        add_up::<E>(cpu.simd(), p, segment, task % kv_heads, partial);
+    cpu.for_each(segments.len() * kv_heads, |task| {
+        add_up::<E>(
+            cpu.simd(),
+            p,
+            segments[task / kv_heads],
+            task % kv_heads,
+            partial,
+        );
     });
 }
 
-per_simd! {
-    fn differentiate<E: Element>(
-        p: &BackwardParams, segment: Segment, kv_head: usize, part: usize, partial: Partial,
-        memory: Address,
-    ) {
-        let f = &p.forward;
-        // SAFETY: `scratch` has asked for this much; a task owns its planes within the segment,
-        // and a thread runs one task at a time.
-        let (mut work, dk, dv) = unsafe {
-            (
-                Work::<E::Real>::carve(memory, f.head_dim as usize),
-                partial.plane::<E::Real>(segment, kv_head, part, 0),
-                partial.plane::<E::Real>(segment, kv_head, part, 1),
-            )
-        };
-        dk.fill(E::Real::ZERO);
-        dv.fill(E::Real::ZERO);
-        let group = (f.heads / f.kv_heads) as usize;
-        for head in (part..group).step_by(partial.parts).map(|i| kv_head * group + i) {
-            for first in (0..segment.q_len as usize).step_by(QUERIES) {
-                let queries = Queries::of(f, segment, first);
-                work.start::<E>(p, queries, head);
-                for (key, keys) in queries.key_blocks() {
-                    work.visit::<E>(f, segment, queries, kv_head, key, keys, dk, dv);
-                }
-                work.finish::<E>(p, queries, head);
+/// What a task of the first pass works on.
+#[derive(Clone, Copy)]
+struct Keys {
+    segment: Segment,
+    kv_head: usize,
+    part: usize,
+}
+
+fn differentiate<E: Element>(
+    work: &mut Work<E::Real>,
+    p: &BackwardParams,
+    of: Keys,
+    partial: Partial,
+) {
+    let f = &p.forward;
+    // SAFETY: a task owns its planes within the segment.
+    let [dk, dv] = [0, 1].map(|which| unsafe { partial.plane::<E::Real>(of, which) });
+    dk.fill(E::Real::ZERO);
+    dv.fill(E::Real::ZERO);
+    let group = (f.heads / f.kv_heads) as usize;
+    for head in (of.part..group)
+        .step_by(partial.parts)
+        .map(|i| of.kv_head * group + i)
+    {
+        for first in (0..of.segment.q_len as usize).step_by(QUERIES) {
+            let queries = Queries::of(f, of.segment, first);
+            work.start::<E>(p, queries, head);
+            for (key, keys) in queries.key_blocks() {
+                work.load_keys::<E>(f, of, key, keys);
+                work.differentiate_scores(f, queries, key, keys);
+                let start = key * partial.width;
+                work.scatter(
+                    f.head_dim as usize,
+                    queries,
+                    keys,
+                    [&mut dk[start..], &mut dv[start..]],
+                );
             }
+            let dq = HeadRows {
+                address: p.dq,
+                stride: p.dq_stride,
+                head,
+                head_dim: f.head_dim as usize,
+            };
+            finish::<E>(work.simd, work.dq, scale(f), dq, queries);
         }
     }
 }
 
+fn scale<R: Real>(f: &Params) -> R {
+    R::from_f64(f64::from(f.scale))
+}
+
 impl<R: Real> Work<'_, R> {
-    #[inline(always)]
     fn start<E: Element<Real = R>>(&mut self, p: &BackwardParams, queries: Queries, head: usize) {
-        let f = &p.forward;
+        let (f, simd) = (&p.forward, self.simd);
+        let Queries { row, count, .. } = queries;
         let head_dim = f.head_dim as usize;
-        let scale = R::from_f64(f64::from(f.scale));
         let q = HeadRows {
             address: f.q,
             stride: f.q_stride,
+            head,
+            head_dim,
+        };
+        let o = HeadRows {
+            address: f.o,
+            stride: f.o_stride,
             head,
             head_dim,
         };
@@ -193,135 +239,137 @@ impl<R: Real> Work<'_, R> {
             head,
             head_dim,
         };
-        // SAFETY: the caller of `run_on_cpu` vouches for q and d_o, `segment` for the rows.
-        unsafe {
-            q.load::<E>(queries.row, queries.count, scale, self.q);
-            d_o.load::<E>(queries.row, queries.count, R::ONE, self.d_o);
-        }
-        transpose(self.q, queries.count, head_dim, self.qt);
-        transpose(self.d_o, queries.count, head_dim, self.dot);
+        load::<E>(simd, q, row, count, scale(f), self.q);
+        load::<E>(simd, d_o, row, count, R::ONE, self.d_o);
+        load::<E>(simd, o, row, count, R::ONE, self.dq);
+        dot_rows(
+            simd,
+            self.d_o,
+            self.dq,
+            width(head_dim),
+            &mut self.delta[..count],
+        );
+        transpose(simd, self.q, count, head_dim, self.qt);
+        transpose(simd, self.d_o, count, head_dim, self.dot);
         self.dq.fill(R::ZERO);
-        self.load_statistics::<E>(f, queries, head);
-    }
-
-    /// lse and Δ = Σ dO·O; lanes without a query get 0.
-    #[inline(always)]
-    fn load_statistics<E: Element<Real = R>>(&mut self, f: &Params, queries: Queries, head: usize) {
-        let head_dim = f.head_dim as usize;
-        let o = HeadRows {
-            address: f.o,
-            stride: f.o_stride,
-            head,
-            head_dim,
-        };
-        self.lse.fill(R::ZERO);
-        self.delta.fill(R::ZERO);
-        let rows = self.d_o.chunks_exact(width(head_dim)).take(queries.count);
-        for (i, d_o) in rows.enumerate() {
-            let row = queries.row + i;
-            // SAFETY: the caller of `run_on_cpu` vouches for o and lse, `segment` for the row.
-            unsafe {
-                let o = o.row::<E>(row);
-                self.delta[i] = lanes_sum(head_dim, |d| d_o[d] * o[d].real());
-                self.lse[i] = slice::<R>(f.lse, row * f.lse_stride as usize + head, 1)[0];
-            }
+        for (i, lse) in self.lse.iter_mut().take(count).enumerate() {
+            // SAFETY: the caller of `run_on_cpu` vouches for lse, `segments` for the row.
+            *lse = unsafe { slice::<R>(f.lse, (row + i) * f.lse_stride as usize + head, 1)[0] };
         }
+        self.lse[count..].fill(R::ZERO);
+        self.delta[count..].fill(R::ZERO);
     }
 
-    /// Adds what a block of keys gives to dq, dk and dv.
-    #[inline(always)]
-    #[allow(clippy::too_many_arguments)]
-    fn visit<E: Element<Real = R>>(
-        &mut self,
-        f: &Params,
-        segment: Segment,
-        queries: Queries,
-        kv_head: usize,
-        key: usize,
-        keys: usize,
-        dk: &mut [R],
-        dv: &mut [R],
-    ) {
-        let head_dim = f.head_dim as usize;
-        let row = segment.k_start as usize + key;
+    fn load_keys<E: Element<Real = R>>(&mut self, f: &Params, of: Keys, key: usize, keys: usize) {
+        let (head, head_dim) = (of.kv_head, f.head_dim as usize);
+        let row = of.segment.k_start as usize + key;
         let k = HeadRows {
             address: f.k,
             stride: f.k_stride,
-            head: kv_head,
+            head,
             head_dim,
         };
         let v = HeadRows {
             address: f.v,
             stride: f.v_stride,
-            head: kv_head,
+            head,
             head_dim,
         };
-        // SAFETY: the caller of `run_on_cpu` vouches for k and v, `segment` for the rows.
-        unsafe {
-            k.load::<E>(row, keys, R::ONE, self.k);
-            v.load::<E>(row, keys, R::ONE, self.v);
+        load::<E>(self.simd, k, row, keys, R::ONE, self.k);
+        load::<E>(self.simd, v, row, keys, R::ONE, self.v);
+    }
+
+    /// P and dS of a block.
+    fn differentiate_scores(&mut self, f: &Params, queries: Queries, key: usize, keys: usize) {
+        let head_dim = f.head_dim as usize;
+        let (p, ds) = (
+            &mut self.p[..keys * QUERIES],
+            &mut self.ds[..keys * QUERIES],
+        );
+        inner(self.simd, self.k, self.qt, head_dim, keys, queries).put(Write::Set, p, QUERIES);
+        inner(self.simd, self.v, self.dot, head_dim, keys, queries).put(Write::Set, ds, QUERIES);
+        let lanes = queries.lanes();
+        let (lse, delta) = (&self.lse[..lanes], &self.delta[..lanes]);
+        match soft_cap(f) {
+            None => probabilities(self.simd, p, ds, lse, delta),
+            Some(cap) => capped_probabilities(self.simd, p, ds, lse, delta, cap),
         }
-        inner(self.k, self.qt, head_dim, keys, queries, self.p);
-        inner(self.v, self.dot, head_dim, keys, queries, self.ds);
-        self.differentiate_softmax(f, queries, key, keys);
+        queries.mask(key, p, R::ZERO);
+        queries.mask(key, ds, R::ZERO);
+    }
+
+    /// dv += Pᵀ·dO, dk += dSᵀ·(scale·Q), and dq/scale += dS·K.
+    fn scatter(&mut self, head_dim: usize, queries: Queries, keys: usize, [dk, dv]: [&mut [R]; 2]) {
         let width = width(head_dim);
-        let [p, ds] = [&*self.p, &*self.ds].map(|a| Product {
+        let to_keys = |a, b| Product {
+            simd: self.simd,
             a,
             a_strides: [QUERIES, 1],
-            b: self.q,
+            b,
             b_stride: width,
             rows: keys,
             cols: width,
             depth: queries.count,
-        });
-        Product { b: self.d_o, ..p }.put(Write::Add, &mut dv[key * width..], width);
-        ds.put(Write::Add, &mut dk[key * width..], width);
-        let transposed = Product {
+        };
+        to_keys(&*self.p, &*self.d_o).put(Write::Add, dv, width);
+        to_keys(&*self.ds, &*self.q).put(Write::Add, dk, width);
+        let to_queries = Product {
             a_strides: [1, QUERIES],
-            b: self.k,
             rows: queries.count,
             depth: keys,
-            ..ds
+            ..to_keys(&*self.ds, &*self.k)
         };
-        transposed.put(Write::Add, self.dq, width);
+        to_queries.put(Write::Add, self.dq, width);
     }
+}
 
-    /// From s and dP to P and dS.
-    #[inline(always)]
-    fn differentiate_softmax(&mut self, f: &Params, queries: Queries, key: usize, keys: usize) {
-        let lanes = queries.lanes();
-        let rows = self
-            .p
-            .chunks_exact_mut(QUERIES)
-            .zip(self.ds.chunks_exact_mut(QUERIES));
-        for (j, (p, ds)) in rows.take(keys).enumerate() {
-            let (p, ds) = (&mut p[..lanes], &mut ds[..lanes]);
-            cap(p, f.soft_cap);
-            for ((ds, s), delta) in ds.iter_mut().zip(&*p).zip(&*self.delta) {
-                *ds = (*ds - *delta) * slope(*s, f.soft_cap);
+per_simd! {
+    /// out = the inner product of each row of a and that of b.
+    fn dot_rows<R: Real>(a: &[R], b: &mut [R], width: usize, out: &mut [R]) {
+        for ((a, b), out) in a.chunks_exact(width).zip(b.chunks_exact_mut(width)).zip(out) {
+            for (a, b) in a.iter().zip(&mut *b) {
+                *b *= *a;
             }
-            queries.mask(key + j, p, R::NEG_INFINITY);
-            for ((p, ds), lse) in p.iter_mut().zip(ds).zip(&*self.lse) {
-                *p = (*p - *lse).exp();
-                *ds *= *p;
+            *out = total(b);
+        }
+    }
+}
+
+per_simd! {
+    /// From s and dP to P and dS; not masked yet.
+    fn probabilities<R: Real>(s: &mut [R], ds: &mut [R], lse: &[R], delta: &[R]) {
+        for (s, ds) in s.chunks_exact_mut(QUERIES).zip(ds.chunks_exact_mut(QUERIES)) {
+            for (((s, ds), lse), delta) in s.iter_mut().zip(ds).zip(lse).zip(delta) {
+                let p = (*s - *lse).exp();
+                *s = p;
+                *ds = p * (*ds - *delta);
             }
         }
     }
+}
 
-    #[inline(always)]
-    fn finish<E: Element<Real = R>>(&mut self, p: &BackwardParams, queries: Queries, head: usize) {
-        let head_dim = p.forward.head_dim as usize;
-        let scale = R::from_f64(f64::from(p.forward.scale));
-        for (i, dq) in self
-            .dq
-            .chunks_exact(width(head_dim))
-            .take(queries.count)
-            .enumerate()
-        {
-            let start = (queries.row + i) * p.dq_stride as usize + head * head_dim;
-            // SAFETY: the caller of `run_on_cpu` vouches for dq, `segment` for the row; a task
-            // owns its head of the segment.
-            let out = unsafe { slice_mut::<E>(p.dq, start, head_dim) };
+per_simd! {
+    /// The same from scores before the soft cap.
+    fn capped_probabilities<R: Real>(
+        s: &mut [R], ds: &mut [R], lse: &[R], delta: &[R], cap: R,
+    ) {
+        for (s, ds) in s.chunks_exact_mut(QUERIES).zip(ds.chunks_exact_mut(QUERIES)) {
+            for (((s, ds), lse), delta) in s.iter_mut().zip(ds).zip(lse).zip(delta) {
+                let t = (*s / cap).tanh();
+                let p = (cap * t - *lse).exp();
+                *s = p;
+                *ds = p * (*ds - *delta) * (R::ONE - t * t);
+            }
+        }
+    }
+}
+
+per_simd! {
+    fn finish<E: Element>(dq: &[E::Real], scale: E::Real, to: HeadRows, queries: Queries) {
+        for (i, dq) in dq.chunks_exact(width(to.head_dim)).take(queries.count).enumerate() {
+            // SAFETY: the caller of `run_on_cpu` vouches for dq, `segments` for the row; a task
+            // owns its heads of the segment.
+            let out = unsafe { to.row_mut::<E>(queries.row + i) };
             for (out, dq) in out.iter_mut().zip(dq) {
                 *out = E::from_real(*dq * scale);
             }
@@ -329,33 +377,28 @@ impl<R: Real> Work<'_, R> {
     }
 }
 
-/// The derivative of the capped score s at the score before.
-#[inline(always)]
-fn slope<R: Real>(s: R, soft_cap: f32) -> R {
-    if soft_cap == 0.0 {
-        return R::ONE;
-    }
-    let t = s / R::from_f64(f64::from(soft_cap));
-    R::ONE - t * t
-}
-
 per_simd! {
     /// dk and dv of one kv head of a segment from their partial sums.
     fn add_up<E: Element>(p: &BackwardParams, segment: Segment, kv_head: usize, partial: Partial) {
-        let (head_dim, width) = (p.forward.head_dim as usize, partial.width);
+        let head_dim = p.forward.head_dim as usize;
         for (which, address, stride) in [(0, p.dk, p.dk_stride), (1, p.dv, p.dv_stride)] {
-            // SAFETY: the first pass is over, and only this task touches the planes it reads.
-            let plane = |part| unsafe { &*partial.plane::<E::Real>(segment, kv_head, part, which) };
-            for i in 0..segment.k_len as usize {
-                let row = segment.k_start as usize + i;
-                // SAFETY: the caller of `run_on_cpu` vouches for dk and dv, `segment` for the
+            let rows = HeadRows { address, stride, head: kv_head, head_dim };
+            // SAFETY: the first pass is over, and only this task touches the planes of its keys.
+            let plane = |part| unsafe {
+                partial.plane::<E::Real>(Keys { segment, kv_head, part }, which)
+            };
+            let sum = plane(0);
+            for part in 1..partial.parts {
+                for (sum, more) in sum.iter_mut().zip(&*plane(part)) {
+                    *sum += *more;
+                }
+            }
+            for (i, sum) in sum.chunks_exact(partial.width).enumerate() {
+                // SAFETY: the caller of `run_on_cpu` vouches for dk and dv, `segments` for the
                 // row; a task owns its kv head of the segment.
-                let out = unsafe {
-                    slice_mut::<E>(address, row * stride as usize + kv_head * head_dim, head_dim)
-                };
-                for (d, out) in out.iter_mut().enumerate() {
-                    let parts = (0..partial.parts).map(|part| plane(part)[i * width + d]);
-                    *out = E::from_real(parts.fold(E::Real::ZERO, |sum, x| sum + x));
+                let out = unsafe { rows.row_mut::<E>(segment.k_start as usize + i) };
+                for (out, sum) in out.iter_mut().zip(sum) {
+                    *out = E::from_real(*sum);
                 }
             }
         }

@@ -5,8 +5,9 @@
 
 use super::product::{LANES, Product};
 use super::{Params, Segment};
-use crate::device::Address;
-use crate::ops::{Element, Real, Write, slice, slice_mut};
+use crate::device::{Address, Simd};
+use crate::ops::element::per_simd;
+use crate::ops::{Element, Real, slice, slice_mut};
 
 /// Queries of a block: lanes of a row of scores.
 pub(super) const QUERIES: usize = 64;
@@ -43,13 +44,11 @@ impl Queries {
     }
 
     /// Count of lanes that are computed.
-    #[inline(always)]
     pub(super) fn lanes(self) -> usize {
         self.count.next_multiple_of(LANES)
     }
 
     /// The blocks of keys that some query of the block sees: position of the first key, and count.
-    #[inline(always)]
     pub(super) fn key_blocks(self) -> impl Iterator<Item = (usize, usize)> {
         let end = self.position + self.count;
         let first_seen = (self.position + 1).saturating_sub(self.window);
@@ -58,17 +57,18 @@ impl Queries {
             .map(move |key| (key, KEYS.min(end - key)))
     }
 
-    /// Puts `value` into the lanes of the queries that do not see the key.
-    #[inline(always)]
-    pub(super) fn mask<R: Real>(self, key: usize, row: &mut [R], value: R) {
-        let lanes = row.len();
-        let first = key.saturating_sub(self.position).min(lanes);
-        let end = key
-            .saturating_add(self.window)
-            .saturating_sub(self.position)
-            .min(lanes);
-        row[..first].fill(value);
-        row[end.max(first)..].fill(value);
+    /// Puts `value` where a query does not see a key, in the scores of the keys from `first` on.
+    pub(super) fn mask<R: Real>(self, first: usize, scores: &mut [R], value: R) {
+        for (j, row) in scores.chunks_exact_mut(QUERIES).enumerate() {
+            let key = first + j;
+            let start = key.saturating_sub(self.position).min(QUERIES);
+            let end = key
+                .saturating_add(self.window)
+                .saturating_sub(self.position)
+                .min(QUERIES);
+            row[..start].fill(value);
+            row[end.max(start)..].fill(value);
+        }
     }
 }
 
@@ -88,31 +88,37 @@ impl HeadRows {
     /// The row must be valid for reads of `E` and not be written meanwhile.
     #[inline(always)]
     pub(super) unsafe fn row<'a, E: Element>(self, row: usize) -> &'a [E] {
-        let start = row * self.stride as usize + self.head * self.head_dim;
         // SAFETY: the caller vouches for it.
-        unsafe { slice(self.address, start, self.head_dim) }
+        unsafe { slice(self.address, self.start(row), self.head_dim) }
     }
 
-    /// Widens `count` rows from row `first` on, times `factor`, into rows of [`width`] numbers.
+    /// The D numbers of row `row`, for writing.
     ///
     /// # Safety
-    /// As for [`row`](Self::row).
+    /// The row must be valid for writes of `E` and not be touched otherwise meanwhile.
     #[inline(always)]
-    pub(super) unsafe fn load<E: Element>(
-        self,
-        first: usize,
-        count: usize,
-        factor: E::Real,
-        out: &mut [E::Real],
+    pub(super) unsafe fn row_mut<'a, E: Element>(self, row: usize) -> &'a mut [E] {
+        // SAFETY: the caller vouches for it.
+        unsafe { slice_mut(self.address, self.start(row), self.head_dim) }
+    }
+
+    #[inline(always)]
+    fn start(self, row: usize) -> usize {
+        row * self.stride as usize + self.head * self.head_dim
+    }
+}
+
+per_simd! {
+    /// Widens `count` rows from row `first` on, times `factor`, into rows of [`width`] numbers.
+    ///
+    /// The rows must be valid for reads of `E` and not be written meanwhile.
+    pub(super) fn load<E: Element>(
+        rows: HeadRows, first: usize, count: usize, factor: E::Real, out: &mut [E::Real],
     ) {
-        for (i, out) in out
-            .chunks_exact_mut(width(self.head_dim))
-            .take(count)
-            .enumerate()
-        {
-            // SAFETY: the caller vouches for all rows.
-            let row = unsafe { self.row::<E>(first + i) };
-            let (numbers, rest) = out.split_at_mut(self.head_dim);
+        for (i, out) in out.chunks_exact_mut(width(rows.head_dim)).take(count).enumerate() {
+            // SAFETY: callers vouch for all rows.
+            let row = unsafe { rows.row::<E>(first + i) };
+            let (numbers, rest) = out.split_at_mut(rows.head_dim);
             for (out, x) in numbers.iter_mut().zip(row) {
                 *out = x.real() * factor;
             }
@@ -121,31 +127,46 @@ impl HeadRows {
     }
 }
 
-/// Rows of heads turned into one row of lanes for each of the D numbers; lanes without a row get 0.
-#[inline(always)]
-pub(super) fn transpose<R: Real>(rows: &[R], count: usize, head_dim: usize, out: &mut [R]) {
-    for (d, out) in out.chunks_exact_mut(QUERIES).take(head_dim).enumerate() {
-        for (i, out) in out.iter_mut().enumerate() {
-            *out = if i < count {
-                rows[i * width(head_dim) + d]
-            } else {
-                R::ZERO
-            };
+per_simd! {
+    /// Rows of heads turned into one row of lanes for each of the D numbers; lanes without a row
+    /// get 0.
+    pub(super) fn transpose<R: Real>(rows: &[R], count: usize, head_dim: usize, out: &mut [R]) {
+        let width = width(head_dim);
+        for (d, out) in out.chunks_exact_mut(QUERIES).take(head_dim).enumerate() {
+            let (lanes, rest) = out.split_at_mut(count);
+            for (lane, row) in lanes.iter_mut().zip(rows.chunks_exact(width)) {
+                *lane = row[d];
+            }
+            rest.fill(R::ZERO);
         }
     }
 }
 
-/// out [keys, lanes] = rows [keys, D] · lanes [D, lanes]: q·k of every pair, or dO·v.
-#[inline(always)]
-pub(super) fn inner<R: Real>(
-    rows: &[R],
-    lanes: &[R],
+per_simd! {
+    /// Caps scores.
+    pub(super) fn cap<R: Real>(scores: &mut [R], cap: R) {
+        for s in scores {
+            *s = cap * (*s / cap).tanh();
+        }
+    }
+}
+
+/// The soft cap as a number to compute with.
+pub(super) fn soft_cap<R: Real>(p: &Params) -> Option<R> {
+    (p.soft_cap != 0.0).then(|| R::from_f64(f64::from(p.soft_cap)))
+}
+
+/// rows [keys, D] · lanes [D, lanes]: q·k of every pair, or dO·v.
+pub(super) fn inner<'a, R: Real>(
+    simd: Simd,
+    rows: &'a [R],
+    lanes: &'a [R],
     head_dim: usize,
     keys: usize,
     queries: Queries,
-    out: &mut [R],
-) {
-    let product = Product {
+) -> Product<'a, R> {
+    Product {
+        simd,
         a: rows,
         a_strides: [width(head_dim), 1],
         b: lanes,
@@ -153,18 +174,6 @@ pub(super) fn inner<R: Real>(
         rows: keys,
         cols: queries.lanes(),
         depth: head_dim,
-    };
-    product.put(Write::Set, out, QUERIES);
-}
-
-/// Caps the scores of one key.
-#[inline(always)]
-pub(super) fn cap<R: Real>(row: &mut [R], soft_cap: f32) {
-    if soft_cap != 0.0 {
-        let cap = R::from_f64(f64::from(soft_cap));
-        for s in row {
-            *s = cap * (*s / cap).tanh();
-        }
     }
 }
 

@@ -4,15 +4,18 @@
 //! kept, and the output so far is scaled down whenever m grows (the online softmax of Milakov and
 //! Gimelshein, 2018; flash attention, Dao et al., 2022).
 
-use super::block::{Carver, HeadRows, KEYS, QUERIES, Queries, cap, inner, transpose, width};
+use super::block::{
+    Carver, HeadRows, KEYS, QUERIES, Queries, cap, inner, load, soft_cap, transpose, width,
+};
 use super::product::Product;
 use super::{Params, Segment};
-use crate::device::{Address, Cpu, Scratch, ScratchMemory};
+use crate::device::{Address, Cpu, Scratch, ScratchMemory, Simd};
 use crate::ops::element::per_simd;
 use crate::ops::{Element, Real, Write, slice_mut};
 
 /// The memory of one task.
 struct Work<'a, R> {
+    simd: Simd,
     /// Queries, later the output [queries, width].
     o: &'a mut [R],
     /// Queries transposed [D, queries].
@@ -37,13 +40,14 @@ impl<R: Real> Work<'_, R> {
 
     /// # Safety
     /// `memory` is the caller's alone and holds [`numbers`](Self::numbers) numbers.
-    unsafe fn carve(memory: Address, head_dim: usize) -> Self {
+    unsafe fn carve(simd: Simd, memory: Address, head_dim: usize) -> Self {
         let mut carver = Carver::new(memory);
         let mut take = |count| {
             // SAFETY: the counts add up to `numbers`.
             unsafe { carver.take(count) }
         };
         Self {
+            simd,
             o: take(QUERIES * width(head_dim)),
             qt: take(QUERIES * width(head_dim)),
             kv: take(KEYS * width(head_dim)),
@@ -66,43 +70,61 @@ pub(super) fn scratch<E: Element>(p: &Params) -> Scratch {
 pub(super) fn run<E: Element>(p: &Params, cpu: &Cpu, scratch: ScratchMemory) {
     let heads = p.heads as usize;
     let blocks = (p.longest as usize).div_ceil(QUERIES);
-    cpu.for_each(p.segment_count as usize * blocks * heads, |task| {
+    // SAFETY: the caller of `run_on_cpu` vouches for the segments.
+    let segments = unsafe { p.segments() };
+    cpu.for_each(segments.len() * blocks * heads, |task| {
         let (head, block) = (task % heads, task / heads % blocks);
-        // SAFETY: the caller of `run_on_cpu` vouches for the segments.
-        let segment = unsafe { p.segment(task / heads / blocks) };
+        let segment = segments[task / heads / blocks];
         if block * QUERIES < segment.q_len as usize {
             let memory = scratch.of_thread(cpu.thread());
-            attend::<E>(cpu.simd(), p, segment, block * QUERIES, head, memory);
+            // SAFETY: `scratch` has asked for this much, and a thread runs one task at a time.
+            let mut work = unsafe { Work::carve(cpu.simd(), memory, p.head_dim as usize) };
+            attend::<E>(&mut work, p, segment, block * QUERIES, head);
         }
     });
 }
 
-per_simd! {
-    fn attend<E: Element>(p: &Params, segment: Segment, first: usize, head: usize, memory: Address) {
-        let head_dim = p.head_dim as usize;
-        let queries = Queries::of(p, segment, first);
-        // SAFETY: `scratch` has asked for this much, and a thread runs one task at a time.
-        let mut work = unsafe { Work::<E::Real>::carve(memory, head_dim) };
-        let kv_head = head / (p.heads / p.kv_heads) as usize;
-        let k = HeadRows { address: p.k, stride: p.k_stride, head: kv_head, head_dim };
-        let v = HeadRows { address: p.v, stride: p.v_stride, head: kv_head, head_dim };
-        work.start::<E>(p, queries, head);
-        for (key, keys) in queries.key_blocks() {
-            let row = segment.k_start as usize + key;
-            // SAFETY: the caller of `run_on_cpu` vouches for k, `segment` for the rows.
-            unsafe { k.load::<E>(row, keys, E::Real::ONE, work.kv) };
-            inner(work.kv, work.qt, head_dim, keys, queries, work.s);
-            work.soften(p, queries, key, keys);
-            // SAFETY: as above.
-            unsafe { v.load::<E>(row, keys, E::Real::ONE, work.kv) };
-            work.gather(head_dim, keys, queries);
-        }
-        work.finish::<E>(p, queries, head);
+fn attend<E: Element>(
+    work: &mut Work<E::Real>,
+    p: &Params,
+    segment: Segment,
+    first: usize,
+    head: usize,
+) {
+    let head_dim = p.head_dim as usize;
+    let queries = Queries::of(p, segment, first);
+    let kv_head = head / (p.heads / p.kv_heads) as usize;
+    let k = HeadRows {
+        address: p.k,
+        stride: p.k_stride,
+        head: kv_head,
+        head_dim,
+    };
+    let v = HeadRows {
+        address: p.v,
+        stride: p.v_stride,
+        head: kv_head,
+        head_dim,
+    };
+    work.start::<E>(p, queries, head);
+    for (key, keys) in queries.key_blocks() {
+        let row = segment.k_start as usize + key;
+        load::<E>(work.simd, k, row, keys, E::Real::ONE, work.kv);
+        work.score(p, queries, key, keys);
+        load::<E>(work.simd, v, row, keys, E::Real::ONE, work.kv);
+        work.gather(head_dim, keys, queries);
     }
+    let o = HeadRows {
+        address: p.o,
+        stride: p.o_stride,
+        head,
+        head_dim,
+    };
+    finish::<E>(work.simd, work.o, work.sum, o, queries);
+    work.keep_lse(p, queries, head);
 }
 
 impl<R: Real> Work<'_, R> {
-    #[inline(always)]
     fn start<E: Element<Real = R>>(&mut self, p: &Params, queries: Queries, head: usize) {
         let head_dim = p.head_dim as usize;
         let q = HeadRows {
@@ -112,54 +134,45 @@ impl<R: Real> Work<'_, R> {
             head_dim,
         };
         let scale = R::from_f64(f64::from(p.scale));
-        // SAFETY: the caller of `run_on_cpu` vouches for q, `segment` for the rows.
-        unsafe { q.load::<E>(queries.row, queries.count, scale, self.o) };
-        transpose(self.o, queries.count, head_dim, self.qt);
+        load::<E>(self.simd, q, queries.row, queries.count, scale, self.o);
+        transpose(self.simd, self.o, queries.count, head_dim, self.qt);
         self.o.fill(R::ZERO);
         self.max.fill(R::NEG_INFINITY);
         self.sum.fill(R::ZERO);
     }
 
-    /// Scores become e^(s−max); maximum, sum and the factor of what was before are brought up.
-    #[inline(always)]
-    fn soften(&mut self, p: &Params, queries: Queries, key: usize, keys: usize) {
-        let lanes = queries.lanes();
-        let (max, sum) = (&mut self.max[..lanes], &mut self.sum[..lanes]);
-        let shrink = &mut self.shrink[..lanes];
-        shrink.copy_from_slice(max);
-        for (j, row) in self.s.chunks_exact_mut(QUERIES).take(keys).enumerate() {
-            let row = &mut row[..lanes];
-            cap(row, p.soft_cap);
-            queries.mask(key + j, row, R::NEG_INFINITY);
-            max.iter_mut()
-                .zip(&*row)
-                .for_each(|(max, s)| *max = max.max(*s));
+    /// s = e^(s−max) of a block of keys; maximum, sum and shrinking factor are brought up to it.
+    fn score(&mut self, p: &Params, queries: Queries, key: usize, keys: usize) {
+        let scores = &mut self.s[..keys * QUERIES];
+        inner(
+            self.simd,
+            self.kv,
+            self.qt,
+            p.head_dim as usize,
+            keys,
+            queries,
+        )
+        .put(Write::Set, scores, QUERIES);
+        if let Some(soft_cap) = soft_cap(p) {
+            cap(self.simd, scores, soft_cap);
         }
-        for ((shrink, sum), max) in shrink.iter_mut().zip(&mut *sum).zip(&*max) {
-            *shrink = (*shrink - finite(*max)).exp();
-            *sum *= *shrink;
-        }
-        for row in self.s.chunks_exact_mut(QUERIES).take(keys) {
-            for ((s, max), sum) in row.iter_mut().zip(&*max).zip(&mut *sum) {
-                *s = (*s - finite(*max)).exp();
-                *sum += *s;
-            }
-        }
+        queries.mask(key, scores, R::NEG_INFINITY);
+        soften(
+            self.simd,
+            scores,
+            self.max,
+            self.sum,
+            self.shrink,
+            queries.lanes(),
+        );
     }
 
     /// o = shrink ∘ o + Pᵀ·V.
-    #[inline(always)]
     fn gather(&mut self, head_dim: usize, keys: usize, queries: Queries) {
         let width = width(head_dim);
-        for (o, shrink) in self
-            .o
-            .chunks_exact_mut(width)
-            .zip(&*self.shrink)
-            .take(queries.count)
-        {
-            o.iter_mut().for_each(|o| *o *= *shrink);
-        }
+        shrink(self.simd, self.o, width, &self.shrink[..queries.count]);
         let product = Product {
+            simd: self.simd,
             a: self.s,
             a_strides: [1, QUERIES],
             b: self.kv,
@@ -171,28 +184,59 @@ impl<R: Real> Work<'_, R> {
         product.put(Write::Add, self.o, width);
     }
 
-    #[inline(always)]
-    fn finish<E: Element<Real = R>>(&mut self, p: &Params, queries: Queries, head: usize) {
-        let head_dim = p.head_dim as usize;
-        for (i, o) in self
-            .o
-            .chunks_exact(width(head_dim))
-            .take(queries.count)
-            .enumerate()
-        {
-            let row = queries.row + i;
-            // SAFETY: the caller of `run_on_cpu` vouches for o and lse, `segment` for the row; a
-            // task owns its queries and its head.
-            let (out, lse) = unsafe {
-                (
-                    slice_mut::<E>(p.o, row * p.o_stride as usize + head * head_dim, head_dim),
-                    &mut slice_mut::<R>(p.lse, row * p.lse_stride as usize + head, 1)[0],
-                )
-            };
-            for (out, o) in out.iter_mut().zip(o) {
-                *out = E::from_real(*o / self.sum[i]);
+    fn keep_lse(&self, p: &Params, queries: Queries, head: usize) {
+        for i in 0..queries.count {
+            let start = (queries.row + i) * p.lse_stride as usize + head;
+            // SAFETY: the caller of `run_on_cpu` vouches for lse, `segments` for the row; a task
+            // owns its queries and its head.
+            unsafe { slice_mut::<R>(p.lse, start, 1)[0] = self.max[i] + self.sum[i].ln() };
+        }
+    }
+}
+
+per_simd! {
+    fn soften<R: Real>(
+        scores: &mut [R], max: &mut [R], sum: &mut [R], shrink: &mut [R], lanes: usize,
+    ) {
+        let (max, sum, shrink) = (&mut max[..lanes], &mut sum[..lanes], &mut shrink[..lanes]);
+        shrink.copy_from_slice(max);
+        for row in scores.chunks_exact(QUERIES) {
+            for (max, s) in max.iter_mut().zip(row) {
+                *max = max.max(*s);
             }
-            *lse = self.max[i] + self.sum[i].ln();
+        }
+        for ((shrink, sum), max) in shrink.iter_mut().zip(&mut *sum).zip(&*max) {
+            *shrink = (*shrink - finite(*max)).exp();
+            *sum *= *shrink;
+        }
+        for row in scores.chunks_exact_mut(QUERIES) {
+            for ((s, max), sum) in row.iter_mut().zip(&*max).zip(&mut *sum) {
+                *s = (*s - finite(*max)).exp();
+                *sum += *s;
+            }
+        }
+    }
+}
+
+per_simd! {
+    fn shrink<R: Real>(o: &mut [R], width: usize, factors: &[R]) {
+        for (o, factor) in o.chunks_exact_mut(width).zip(factors) {
+            for o in o {
+                *o *= *factor;
+            }
+        }
+    }
+}
+
+per_simd! {
+    fn finish<E: Element>(o: &[E::Real], sum: &[E::Real], to: HeadRows, queries: Queries) {
+        for (i, o) in o.chunks_exact(width(to.head_dim)).take(queries.count).enumerate() {
+            // SAFETY: the caller of `run_on_cpu` vouches for o, `segments` for the row; a task owns
+            // its queries and its head.
+            let out = unsafe { to.row_mut::<E>(queries.row + i) };
+            for (out, o) in out.iter_mut().zip(o) {
+                *out = E::from_real(*o / sum[i]);
+            }
         }
     }
 }

@@ -459,3 +459,42 @@ fn great_scores_do_not_overflow() {
     assert!(o < 1e-5 && dv < 1e-5, "o {o}, dv {dv}");
     assert!(dq < 0.1 && dk < 0.1, "dq {dq}, dk {dk}");
 }
+
+#[test]
+#[should_panic(expected = "share queries")]
+fn records_that_overlap_are_refused() {
+    let device = Device::cpu(1, Dtype::F32, u64::MAX);
+    let act = upload(&device, &[0.0; 8], Dtype::F32);
+    let [mut o, mut lse] = [(); 2].map(|()| upload(&device, &[0.0; 8], Dtype::F32));
+    let mut segments = device.alloc("segments", 2).unwrap();
+    let segment = |start| Segment {
+        q_start: start,
+        q_len: 2,
+        k_start: start,
+        k_len: 2,
+    };
+    device.upload(&[segment(0), segment(1)], &mut segments);
+    let attention = Attention {
+        heads: Heads {
+            heads: 1,
+            kv_heads: 1,
+            head_dim: 1,
+        },
+        scale: SCALE,
+        window: None,
+        soft_cap: None,
+        segments: &segments,
+        segment_count: 2,
+        longest: 2,
+    };
+    let [q, k, v] = [act.view(8, 1); 3];
+    forward(
+        &device,
+        &attention,
+        q,
+        k,
+        v,
+        o.view_mut(8, 1),
+        lse.view_mut(8, 1),
+    );
+}

@@ -265,7 +265,10 @@ impl Weight {
         // SAFETY: the caller vouches for the buffers of the weight, whose lengths were checked, and
         // for `to`.
         unsafe {
-            let codes = std::slice::from_raw_parts(self.codes.cast::<u8>(), quant::code_bytes(self.values as usize));
+            let codes = std::slice::from_raw_parts(
+                self.codes.cast::<u8>(),
+                quant::code_bytes(self.values as usize),
+            );
             let scale = |block| self.scale(block);
             if dtype == Dtype::Bf16 {
                 quant::decode_bf16(kind, codes, scale, start, slice_mut::<bf16>(to, 0, len));

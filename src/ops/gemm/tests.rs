@@ -1,92 +1,255 @@
 //! Every form, operand, epilogue and instruction set against sums in f64 over the same numbers.
 
-use half::bf16;
+mod case;
 
 use super::*;
-use crate::ops::Element;
-use crate::ops::check::normal;
+use crate::device::{Report, Simd};
+use case::{Call, Case, Factors, Matrix, PLAIN, Right};
 
-/// Numbers with the device's memory behind them.
-struct Matrix {
-    act: crate::device::Act,
-    rows: usize,
-    cols: usize,
-    stride: usize,
-    values: Vec<f64>,
+/// Devices of two threads for every instruction set of this machine.
+fn devices() -> Vec<(Simd, Device)> {
+    let device = |simd| Device::cpu_with(2, simd, Dtype::Bf16, u64::MAX);
+    Simd::available().map(|simd| (simd, device(simd))).collect()
 }
 
-impl Matrix {
-    /// Normal numbers as `dtype`, with three more columns in memory than in the matrix.
-    fn new(device: &Device, dtype: Dtype, rows: usize, cols: usize, seed: u64) -> Self {
-        let stride = cols + 3;
-        let numbers = || normal(seed, rows * stride);
-        let values: Vec<f64> = numbers().map(|x| rounded(dtype, x)).collect();
-        let mut act = device.alloc_dense("matrix", rows * stride, dtype).unwrap();
-        match dtype {
-            Dtype::Bf16 => upload::<bf16>(device, &values, &mut act),
-            Dtype::F32 => upload::<f32>(device, &values, &mut act),
-            Dtype::F64 => upload::<f64>(device, &values, &mut act),
+const FORMS: [Form; 3] = [Form::Nt, Form::Nn, Form::Tn];
+
+/// M, N, K on both sides of the edges of tiles, strips, pieces and blocks.
+const SHAPES: [(usize, usize, usize); 20] = [
+    (1, 1, 1),
+    (1, 130, 172),
+    (2, 16, 64),
+    (3, 17, 2),
+    (4, 4, 65),
+    (5, 5, 3),
+    (6, 8, 63),
+    (7, 9, 130),
+    (11, 31, 172),
+    (12, 32, 128),
+    (13, 33, 127),
+    (23, 63, 16),
+    (24, 64, 511),
+    (25, 65, 512),
+    (97, 15, 513),
+    (12, 128, 1023),
+    (13, 129, 1024),
+    (2, 3, 1025),
+    (767, 7, 5),
+    (800, 3, 9),
+];
+
+#[test]
+fn every_form_operand_and_shape_on_every_instruction_set() {
+    use Dtype::{Bf16, F32, F64};
+    let operands = [
+        (Bf16, Right::Dense(Bf16), Bf16),
+        (Bf16, Right::Dense(Bf16), F32),
+        (F32, Right::Dense(F32), F32),
+        (F32, Right::Dense(Bf16), Bf16),
+        (F64, Right::Dense(F64), F64),
+        (Bf16, Right::Nf4, Bf16),
+        (Bf16, Right::NestedFp4, F32),
+        (F32, Right::NestedFp4, F32),
+        (F64, Right::Nf4, F64),
+    ];
+    let devices = devices();
+    for (left, right, out) in operands {
+        for (m, n, k) in SHAPES {
+            for form in FORMS {
+                let case = Case {
+                    form,
+                    m,
+                    n,
+                    k,
+                    left,
+                    right,
+                    out,
+                    ..PLAIN
+                };
+                case.check(&devices);
+            }
         }
-        Self {
-            act,
-            rows,
-            cols,
-            stride,
-            values,
+    }
+}
+
+#[test]
+fn second_term_bias_residual_alpha_and_add() {
+    let depths = [
+        (172, 16, Write::Set),
+        (65, 3, Write::Add),
+        (0, 8, Write::Set),
+        (0, 0, Write::Add),
+    ];
+    let devices = devices();
+    for dtype in [Dtype::Bf16, Dtype::F32, Dtype::F64] {
+        for right in [Right::Dense(dtype), Right::NestedFp4] {
+            for form in FORMS {
+                for (k, k2, write) in depths {
+                    let (m, n, epilogue) = (29, 70, true);
+                    let case = Case {
+                        form,
+                        m,
+                        n,
+                        k,
+                        k2,
+                        epilogue,
+                        write,
+                        ..PLAIN
+                    };
+                    Case {
+                        left: dtype,
+                        right,
+                        out: dtype,
+                        ..case
+                    }
+                    .check(&devices);
+                }
+            }
         }
     }
+}
 
-    fn view(&self) -> Mat<'_> {
-        self.act.view(self.rows, self.stride).columns(0..self.cols)
+#[test]
+fn no_rows_and_no_columns_are_nothing_to_do() {
+    for (_, device) in devices() {
+        assert_eq!(
+            Case {
+                m: 0,
+                n: 5,
+                k: 7,
+                ..PLAIN
+            }
+            .run(&device),
+            Vec::<f64>::new()
+        );
+        assert_eq!(
+            Case {
+                m: 5,
+                n: 0,
+                k: 7,
+                ..PLAIN
+            }
+            .run(&device),
+            Vec::<f64>::new()
+        );
     }
+}
 
-    fn view_mut(&mut self) -> MatMut<'_> {
-        self.act
-            .view_mut(self.rows, self.stride)
-            .columns(0..self.cols)
-    }
-
-    fn at(&self, row: usize, col: usize) -> f64 {
-        self.values[row * self.stride + col]
-    }
-
-    /// What is in memory now, without the columns beyond the matrix, which must be as they were.
-    fn read(&self, device: &Device) -> Vec<f64> {
-        let all = match self.act.dtype() {
-            Dtype::Bf16 => download::<bf16>(device, &self.act),
-            Dtype::F32 => download::<f32>(device, &self.act),
-            Dtype::F64 => download::<f64>(device, &self.act),
-        };
-        let mut numbers = Vec::new();
-        for (row, before) in all
-            .chunks(self.stride)
-            .zip(self.values.chunks(self.stride))
-        {
-            assert_eq!(row[self.cols..], before[self.cols..], "beyond the columns");
-            numbers.extend_from_slice(&row[..self.cols]);
+#[test]
+fn the_count_of_threads_changes_no_bit() {
+    for simd in Simd::available() {
+        for form in FORMS {
+            for right in [Right::Dense(Dtype::F32), Right::Nf4] {
+                let case = Case {
+                    form,
+                    m: 300,
+                    n: 70,
+                    k: 600,
+                    right,
+                    ..PLAIN
+                };
+                let results = [1, 2, 3, 8].map(|threads| {
+                    let device = Device::cpu_with(threads, simd, Dtype::Bf16, u64::MAX);
+                    Case {
+                        out: Dtype::F32,
+                        ..case
+                    }
+                    .run(&device)
+                });
+                for other in &results[1..] {
+                    assert!(*other == results[0], "{case:?} on {simd:?}");
+                }
+            }
         }
-        numbers
     }
 }
 
-fn rounded(dtype: Dtype, x: f64) -> f64 {
-    match dtype {
-        Dtype::Bf16 => bf16::from_f32(x as f32).to_f64(),
-        Dtype::F32 => f64::from(x as f32),
-        Dtype::F64 => x,
+#[test]
+fn the_other_rows_of_a_batch_change_no_bit() {
+    for (simd, device) in devices() {
+        for dtype in [Dtype::Bf16, Dtype::F32] {
+            let case = Case {
+                form: Form::Nn,
+                m: 801,
+                n: 33,
+                k: 1100,
+                ..PLAIN
+            };
+            let case = Case {
+                left: dtype,
+                right: Right::Nf4,
+                ..case
+            };
+            let factors = Factors::new(&device, &case, case.k, 1);
+            let rows = |range: std::ops::Range<usize>| {
+                let mut out = Matrix::new(&device, Dtype::F32, range.len(), case.n, 2);
+                let left = factors.left.view().rows(range);
+                let terms = [Term {
+                    left,
+                    ..factors.term()
+                }];
+                let epilogue = Epilogue::default();
+                matmul(
+                    &device,
+                    case.form,
+                    &terms,
+                    epilogue,
+                    out.view_mut(),
+                    Write::Set,
+                );
+                out.read(&device)
+            };
+            let all = rows(0..case.m);
+            for part in [0..1, 5..17, 40..141, 790..801, 100..801] {
+                let expected = &all[part.start * case.n..part.end * case.n];
+                assert!(
+                    rows(part.clone()) == expected,
+                    "{dtype:?} rows {part:?} on {simd:?}"
+                );
+            }
+        }
     }
 }
 
-fn upload<E: Element>(device: &Device, values: &[f64], act: &mut crate::device::Act) {
-    let numbers: Vec<E> = values
-        .iter()
-        .map(|x| E::from_real(Real::from_f64(*x)))
-        .collect();
-    device.upload(bytemuck::cast_slice(&numbers), act.bytes_mut());
+#[test]
+fn a_plan_books_the_scratch_that_a_run_takes() {
+    let run = |device: &Device| -> Report {
+        Call::new(
+            device,
+            Case {
+                m: 700,
+                n: 70,
+                k: 600,
+                k2: 5,
+                ..PLAIN
+            },
+        )
+        .run(device);
+        device.report()
+    };
+    let planned = run(&Device::plan(3, Dtype::Bf16, u64::MAX));
+    for simd in Simd::available() {
+        let taken = run(&Device::cpu_with(3, simd, Dtype::Bf16, u64::MAX));
+        assert_eq!(taken, planned, "{simd:?}");
+    }
 }
 
-fn download<E: Element>(device: &Device, act: &crate::device::Act) -> Vec<f64> {
-    let mut numbers = vec![E::zeroed(); act.len()];
-    device.download(act.bytes(), bytemuck::cast_slice_mut(&mut numbers));
-    numbers.iter().map(|x| x.real().to_f64()).collect()
+#[test]
+#[should_panic(expected = "operands of a 2 x 3 Nt")]
+fn shapes_that_do_not_agree_are_refused() {
+    let device = Device::cpu(1, Dtype::F32, u64::MAX);
+    let [left, right] = [(2, 5), (3, 4)].map(|(m, n)| Matrix::new(&device, Dtype::F32, m, n, 1));
+    let mut out = Matrix::new(&device, Dtype::F32, 2, 3, 1);
+    let terms = [Term {
+        left: left.view(),
+        right: right.view().into(),
+    }];
+    matmul(
+        &device,
+        Form::Nt,
+        &terms,
+        Epilogue::default(),
+        out.view_mut(),
+        Write::Set,
+    );
 }

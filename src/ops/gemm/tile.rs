@@ -43,7 +43,11 @@ pub(super) trait Lanes: Send + Sync {
     /// `GROUP` numbers, the same in every lane.
     unsafe fn splat(from: *const Self::Number) -> Self::Operand;
     /// `sums` + left · right, over the group too.
-    unsafe fn multiply_add(left: Self::Operand, right: Self::Operand, sums: Self::Sums) -> Self::Sums;
+    unsafe fn multiply_add(
+        left: Self::Operand,
+        right: Self::Operand,
+        sums: Self::Sums,
+    ) -> Self::Sums;
     /// Adds `sums` to the `WIDTH` numbers at `to`.
     unsafe fn add_to(sums: Self::Sums, to: *mut <Self::Number as Element>::Real);
     /// [`multiply`] for `rows` (1 to `ROWS`) and `vectors` (1 or [`VECTORS`]), compiled for the
@@ -96,6 +100,7 @@ unsafe fn multiply<L: Lanes, const R: usize, const V: usize>(tile: Tile<L::Numbe
 }
 
 /// Calls `$run::<R, V>($tile)` with R = `$rows`, one of the numbers listed, and V = `$vectors`.
+#[cfg(target_arch = "x86_64")]
 macro_rules! with_size {
     ($rows:expr, $vectors:expr, [$($r:literal)*], $run:ident($tile:expr)) => {
         match ($rows, $vectors) {
@@ -104,6 +109,7 @@ macro_rules! with_size {
         }
     };
 }
+#[cfg(target_arch = "x86_64")]
 use with_size;
 
 /// Any machine, computing in `R`.
@@ -151,21 +157,18 @@ impl<R: Real + Element<Real = R>> Lanes for Portable<R> {
     }
 
     unsafe fn tile(rows: usize, vectors: usize, tile: Tile<R>) {
-        unsafe fn run<R: Real + Element<Real = R>, const M: usize, const V: usize>(tile: Tile<R>) {
-            // SAFETY: passed on from the caller.
-            unsafe { multiply::<Portable<R>, M, V>(tile) }
-        }
         // SAFETY: passed on from the caller.
         unsafe {
             match (rows, vectors) {
-                (1, 1) => run::<R, 1, 1>(tile),
-                (2, 1) => run::<R, 2, 1>(tile),
-                (3, 1) => run::<R, 3, 1>(tile),
-                (_, 1) => run::<R, 4, 1>(tile),
-                (1, _) => run::<R, 1, VECTORS>(tile),
-                (2, _) => run::<R, 2, VECTORS>(tile),
-                (3, _) => run::<R, 3, VECTORS>(tile),
-                _ => run::<R, 4, VECTORS>(tile),
+                (1, 1) => multiply::<Self, 1, 1>(tile),
+                (2, 1) => multiply::<Self, 2, 1>(tile),
+                (3, 1) => multiply::<Self, 3, 1>(tile),
+                (4, 1) => multiply::<Self, 4, 1>(tile),
+                (1, _) => multiply::<Self, 1, VECTORS>(tile),
+                (2, _) => multiply::<Self, 2, VECTORS>(tile),
+                (3, _) => multiply::<Self, 3, VECTORS>(tile),
+                (4, _) => multiply::<Self, 4, VECTORS>(tile),
+                (rows, _) => unreachable!("a tile of {rows} rows"),
             }
         }
     }
