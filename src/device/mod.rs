@@ -244,6 +244,19 @@ impl Device {
         }
     }
 
+    /// Takes `bytes` of scratch now, so that no later launch that needs at most as many can find the
+    /// memory gone. A plan says how many a run needs.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    pub fn reserve_scratch(&self, bytes: usize) -> Result<(), Error> {
+        let need = Scratch { shared: bytes, per_thread: 0 };
+        match &self.kind {
+            Kind::Plan(plan) => plan.note_scratch(need),
+            Kind::Cpu(cpu) => cpu.with_scratch(need, |_| ()),
+        }
+    }
+
     /// Queues `kernel`. A failure is kept until [`synchronize`](Self::synchronize) asks for it.
     ///
     /// # Safety

@@ -1,0 +1,71 @@
+//! `doctor`: what this machine has, and what of it will be used.
+
+use clap::Args;
+use qlora_train::device::Simd;
+use serde_json::json;
+use sysinfo::System;
+
+use super::machine::{available_memory, cores, total_memory};
+use super::output;
+use super::table::mib;
+
+/// Flags of `doctor`.
+#[derive(Debug, Clone, Args)]
+pub struct DoctorArgs {
+    /// The result as one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// Looks and tells.
+///
+/// # Errors
+/// Standard output cannot be written.
+pub fn run(args: &DoctorArgs) -> anyhow::Result<()> {
+    let (version, system) = (env!("CARGO_PKG_VERSION"), system());
+    let (simd, threads) = (Simd::detect(), cores());
+    let (total, available) = (total_memory(), available_memory());
+    if args.json {
+        return output::json(&json!({
+            "version": version,
+            "system": system,
+            "gpu": { "found": false, "kernels": false },
+            "cpu": { "threads": threads, "instructions": spelled(simd) },
+            "memory": { "total_bytes": total, "available_bytes": available },
+            "device": "cpu",
+        }));
+    }
+    output::result(format_args!("qlora-train {version} on {system}"))?;
+    output::result("GPU      none is used: this build has no GPU kernels")?;
+    output::result(format_args!("CPU      {threads} threads, {}", told(simd)))?;
+    output::result(format_args!(
+        "memory   {} MiB available of {} MiB; runs may use what is available, or --memory-budget",
+        mib(available),
+        mib(total)
+    ))?;
+    output::result("device   cpu will be used (--device auto)")
+}
+
+fn system() -> String {
+    let unknown = || "an unknown system".to_owned();
+    let name = System::long_os_version().unwrap_or_else(unknown);
+    format!("{name}, {}", std::env::consts::ARCH)
+}
+
+fn spelled(simd: Simd) -> &'static str {
+    match simd {
+        Simd::Portable => "portable",
+        Simd::Avx2 => "avx2",
+        Simd::Avx512 => "avx512",
+        Simd::Avx512Bf16 => "avx512-bf16",
+    }
+}
+
+fn told(simd: Simd) -> &'static str {
+    match simd {
+        Simd::Portable => "portable code: no wider instructions were found",
+        Simd::Avx2 => "AVX2 and FMA",
+        Simd::Avx512 => "AVX-512",
+        Simd::Avx512Bf16 => "AVX-512 with bf16 products",
+    }
+}

@@ -1,0 +1,181 @@
+//! `eval`: the mean loss of the supervised tokens, for the base or for several adapters on it.
+//!
+//! The base is loaded once; adapters are attached one after the other.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use qlora_train::checkpoint::adapter::Adapter;
+use qlora_train::data::{Dataset, Policy};
+use qlora_train::device::Device;
+use qlora_train::error::{Error, Place};
+use qlora_train::methods::lora;
+use qlora_train::model::decoder::Decoder;
+use qlora_train::model::load::load;
+use qlora_train::model::workspace::Purpose;
+use qlora_train::params::Index;
+use qlora_train::train::evaluate::{Evaluation, evaluate, limits};
+use qlora_train::train::session::Session;
+use serde_json::{Value, json};
+
+use super::flags::{BaseFlags, DataFlags, DeviceFlags};
+use super::job::tell_unknown;
+use super::opened::{Opened, open};
+use super::table::grouped;
+use super::train::tell_length;
+use super::values::Date;
+use super::{output, told};
+
+/// Flags of `eval`.
+#[derive(Debug, Clone, Args)]
+pub struct EvalArgs {
+    /// Model folder, .safetensors file, or org/name in the local cache
+    #[arg(required_unless_present = "config")]
+    model: Option<String>,
+    /// Records to evaluate: .jsonl, .json or .txt files
+    #[arg(required_unless_present = "config")]
+    data: Vec<PathBuf>,
+    /// Adapter folder; may be given several times. Without one the base is evaluated
+    #[arg(long, value_name = "DIR")]
+    adapter: Vec<PathBuf>,
+    /// The result as one JSON object
+    #[arg(long)]
+    json: bool,
+    /// With --json: the loss of every record
+    #[arg(long, requires = "json")]
+    per_record: bool,
+    /// Settings from a file, in snake_case; the command line wins
+    #[arg(long, value_name = "FILE.toml")]
+    config: Option<PathBuf>,
+    #[command(flatten)]
+    data_flags: DataFlags,
+    #[command(flatten)]
+    base: BaseFlags,
+    #[command(flatten)]
+    device: DeviceFlags,
+}
+
+/// Evaluates.
+///
+/// # Errors
+/// Whatever is wrong with the inputs; too little memory.
+pub fn run(args: &EvalArgs) -> anyhow::Result<()> {
+    let machine = args.device.machine()?;
+    let missing = || Error::input(Place::flag("MODEL"), "missing: give a model and data");
+    let opened = open(args.model.as_deref().ok_or_else(missing)?)?;
+    let adapters = args.adapter.iter().map(|folder| read(folder)).collect::<Result<Vec<_>, _>>()?;
+    let (data, seq_len) = load_data(args, &opened)?;
+    let device = machine.open();
+    let quantization = args.base.quantization();
+    let mut decoder = load(&device, opened.config.clone(), Some(&opened.weights), quantization)?;
+    let mut results = Vec::new();
+    if adapters.is_empty() {
+        let (result, _) = evaluate_one(&device, decoder, None, &data, seq_len)?;
+        results.push((None, result));
+    } else {
+        for (adapter, folder) in &adapters {
+            let result;
+            let attached = Some((adapter, *folder));
+            (result, decoder) = evaluate_one(&device, decoder, attached, &data, seq_len)?;
+            results.push((Some(*folder), result));
+        }
+    }
+    match args.json {
+        true => output::json(&as_json(&results, args.per_record)),
+        false => output::result(as_table(&results)),
+    }
+}
+
+fn read(folder: &Path) -> Result<(Adapter, &Path), Error> {
+    let adapter = Adapter::read(folder)?;
+    tell_unknown(&adapter, folder);
+    Ok((adapter, folder))
+}
+
+fn load_data(args: &EvalArgs, opened: &Opened) -> Result<(Dataset, usize), Error> {
+    let date = args.data_flags.date.unwrap_or_else(Date::today);
+    let tokenizer = opened.tokenizer(date.moment())?;
+    let seq_len = args.data_flags.seq_len.unwrap_or_else(|| opened.usual_length());
+    tell_length(seq_len, opened);
+    let train_on = args.data_flags.train_on.train_on();
+    let policy = Policy { seq_len, vocab_size: opened.config.vocab, train_on };
+    let data = told::load(&args.data, opened, tokenizer.as_ref(), &policy)?;
+    told::tell("data", &data.report, tokenizer.as_ref());
+    Ok((data, seq_len))
+}
+
+/// Evaluates one adapter, or the base, and gives the base back.
+fn evaluate_one(
+    device: &Device,
+    mut decoder: Decoder,
+    adapter: Option<(&Adapter, &Path)>,
+    data: &Dataset,
+    seq_len: usize,
+) -> Result<(Evaluation, Decoder), Error> {
+    let index = match adapter {
+        None => Index::default(),
+        Some((adapter, folder)) => {
+            detach(&mut decoder);
+            lora::attach_adapter(&mut decoder, adapter, folder, 0.0)?.index
+        }
+    };
+    let limits = limits(&data.examples, seq_len);
+    let mut session = Session::new(device.clone(), decoder, index, limits, Purpose::Evaluation)?;
+    if let Some((adapter, _)) = adapter {
+        lora::restore(device, &mut session.params, adapter);
+    }
+    let evaluation = evaluate(&mut session, &data.examples, seq_len)?;
+    Ok((evaluation, session.decoder))
+}
+
+fn detach(decoder: &mut Decoder) {
+    let linears = decoder.layers.iter_mut().flat_map(|block| block.linears_mut());
+    linears.for_each(|linear| linear.lora = None);
+}
+
+fn as_json(results: &[(Option<&Path>, Evaluation)], per_record: bool) -> Value {
+    let one = |(adapter, evaluation): &(Option<&Path>, Evaluation)| {
+        let mut result = json!({
+            "adapter": adapter.map(|folder| folder.display().to_string()),
+            "loss": evaluation.loss(),
+            "perplexity": evaluation.perplexity(),
+            "supervised_tokens": evaluation.tokens(),
+        });
+        if per_record {
+            result["records"] = records(evaluation);
+        }
+        result
+    };
+    json!({ "results": results.iter().map(one).collect::<Vec<_>>() })
+}
+
+fn records(evaluation: &Evaluation) -> Value {
+    let record = |(index, record): (usize, &qlora_train::train::evaluate::RecordLoss)| {
+        json!({
+            "index": index,
+            "supervised_tokens": record.tokens,
+            "loss_sum": record.loss_sum,
+        })
+    };
+    evaluation.records.iter().enumerate().map(record).collect()
+}
+
+fn as_table(results: &[(Option<&Path>, Evaluation)]) -> String {
+    let name = |adapter: &Option<&Path>| {
+        adapter.map_or("base".to_owned(), |folder| folder.display().to_string())
+    };
+    let width = results.iter().map(|(adapter, _)| name(adapter).chars().count()).max();
+    let width = width.unwrap_or(0).max("adapter".len());
+    let mut lines =
+        vec![format!("{:width$}  {:>10}  {:>12}  {:>10}", "adapter", "loss", "perplexity", "tokens")];
+    for (adapter, evaluation) in results {
+        lines.push(format!(
+            "{:width$}  {:>10.5}  {:>12.4}  {:>10}",
+            name(adapter),
+            evaluation.loss(),
+            evaluation.perplexity(),
+            grouped(evaluation.tokens())
+        ));
+    }
+    lines.join("\n")
+}

@@ -1,0 +1,122 @@
+//! `inspect`: what will be learned, token by token, before anything is.
+
+use std::io::IsTerminal;
+use std::path::PathBuf;
+
+use clap::Args;
+use qlora_train::data::{DataReport, Dataset, Example, Policy};
+use qlora_train::data::{ExplainedToken, explain};
+use qlora_train::data::Tokenizer;
+use qlora_train::error::{Error, Place, escape};
+use serde_json::{Value, json};
+
+use super::flags::DataFlags;
+use super::opened::open;
+use super::train::tell_length;
+use super::values::{Date, whole};
+use super::{output, told};
+
+/// Flags of `inspect`.
+#[derive(Debug, Clone, Args)]
+pub struct InspectArgs {
+    /// Model folder, .safetensors file, or org/name in the local cache
+    #[arg(required_unless_present = "config")]
+    model: Option<String>,
+    /// Records to look at: .jsonl, .json or .txt files
+    #[arg(required_unless_present = "config")]
+    data: Vec<PathBuf>,
+    /// Sequences that are shown
+    #[arg(long, value_parser = whole(0..=1 << 32), default_value = "3", value_name = "N")]
+    records: usize,
+    /// The result as one JSON object
+    #[arg(long)]
+    json: bool,
+    /// Settings from a file, in snake_case; the command line wins
+    #[arg(long, value_name = "FILE.toml")]
+    config: Option<PathBuf>,
+    #[command(flatten)]
+    flags: DataFlags,
+}
+
+/// Shows.
+///
+/// # Errors
+/// Whatever is wrong with the inputs.
+pub fn run(args: &InspectArgs) -> anyhow::Result<()> {
+    let missing = || Error::input(Place::flag("MODEL"), "missing: give a model and data");
+    let opened = open(args.model.as_deref().ok_or_else(missing)?)?;
+    let tokenizer = opened.tokenizer(args.flags.date.unwrap_or_else(Date::today).moment())?;
+    let seq_len = args.flags.seq_len.unwrap_or_else(|| opened.usual_length());
+    tell_length(seq_len, &opened);
+    let train_on = args.flags.train_on.train_on();
+    let policy = Policy { seq_len, vocab_size: opened.config.vocab, train_on };
+    let data = told::load(&args.data, &opened, tokenizer.as_ref(), &policy)?;
+    if args.json {
+        return output::json(&as_json(args, &data, tokenizer.as_ref()));
+    }
+    told::tell("data", &data.report, tokenizer.as_ref());
+    let colour = std::io::stdout().is_terminal();
+    for example in data.examples.iter().take(args.records) {
+        show(args, example, tokenizer.as_ref(), colour)?;
+    }
+    Ok(())
+}
+
+fn show(
+    args: &InspectArgs,
+    example: &Example,
+    tokenizer: Option<&Tokenizer>,
+    colour: bool,
+) -> anyhow::Result<()> {
+    let tokens = explain(example, tokenizer);
+    let text = if colour { coloured(&tokens) } else { told::marked(&tokens) };
+    output::result(format_args!(
+        "{}: {} tokens, {} supervised\n{text}",
+        told::place(&args.data, example),
+        tokens.len(),
+        example.supervised_count()
+    ))
+}
+
+/// Tokens with a gap between them, supervised ones green.
+fn coloured(tokens: &[ExplainedToken]) -> String {
+    let one = |token: &ExplainedToken| match (token.supervised, escape(&token.text)) {
+        (true, text) => format!("\u{1b}[32m{text}\u{1b}[0m"),
+        (false, text) => format!("\u{1b}[2m{text}\u{1b}[0m"),
+    };
+    tokens.iter().map(one).collect::<Vec<_>>().join(" ")
+}
+
+fn as_json(args: &InspectArgs, data: &Dataset, tokenizer: Option<&Tokenizer>) -> Value {
+    let shown = data.examples.iter().take(args.records);
+    let records: Vec<_> = shown
+        .map(|example| {
+            let tokens = explain(example, tokenizer);
+            json!({
+                "place": told::place(&args.data, example).to_string(),
+                "tokens": tokens.iter().map(|token| &token.text).collect::<Vec<_>>(),
+                "ids": example.tokens,
+                "supervised": example.supervised,
+            })
+        })
+        .collect();
+    let mut result = totals(&data.report);
+    result["records_shown"] = records.into();
+    result
+}
+
+fn totals(report: &DataReport) -> Value {
+    let dropped = report.dropped.iter();
+    let dropped: Vec<_> = dropped.map(|(place, why)| format!("{place}: {why}")).collect();
+    json!({
+        "records": report.records,
+        "sequences": report.examples,
+        "tokens": report.tokens,
+        "supervised_tokens": report.supervised_tokens,
+        "cut": report.cut.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "cut_tokens": report.cut_tokens,
+        "dropped": dropped,
+        "end_token_supervised": report.end_token_supervised,
+        "split_borders": report.split_borders,
+    })
+}

@@ -1,0 +1,156 @@
+//! `plan`: the memory of a training run, by the run's own calls on a device that only books bytes.
+//!
+//! Of the model only `config.json` is needed; where the tensors are there, their headers are read
+//! too. Without data the largest micro-batch that the flags allow is taken.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use qlora_train::checkpoint::weights::Weights;
+use qlora_train::error::{Error, Place};
+use qlora_train::model::config::Config;
+use qlora_train::model::tokens::Limits;
+use qlora_train::train::evaluate;
+use qlora_train::train::plan::Plan;
+use qlora_train::train::steps::Steps;
+use serde_json::{Value, json};
+
+use super::flags::{TrainFlags, spelled};
+use super::job::{self, larger};
+use super::opened::{Opened, open, read_config, usual_length};
+use super::values::Date;
+use super::{output, table, told};
+use qlora_train::data::{Dataset, Policy};
+
+/// Flags of `plan`: those of training.
+#[derive(Debug, Clone, Args)]
+pub struct PlanArgs {
+    /// Model folder (config.json is enough), .safetensors file, or org/name in the local cache
+    #[arg(required_unless_present = "config")]
+    model: Option<String>,
+    /// Records to learn from; without them the largest possible batch is planned
+    data: Vec<PathBuf>,
+    /// The result as one JSON object
+    #[arg(long)]
+    json: bool,
+    /// Settings from a file, in snake_case; the command line wins
+    #[arg(long, value_name = "FILE.toml")]
+    config: Option<PathBuf>,
+    #[command(flatten)]
+    flags: TrainFlags,
+}
+
+/// A model as far as it is there.
+enum Known {
+    Whole(Box<Opened>),
+    Config(Box<Config>),
+}
+
+impl Known {
+    fn config(&self) -> &Config {
+        match self {
+            Self::Whole(opened) => &opened.config,
+            Self::Config(config) => config,
+        }
+    }
+
+    fn weights(&self) -> Option<&Weights> {
+        match self {
+            Self::Whole(opened) => Some(&opened.weights),
+            Self::Config(_) => None,
+        }
+    }
+}
+
+/// Plans.
+///
+/// # Errors
+/// Whatever is wrong with the inputs. A plan that does not fit is a result, no error.
+pub fn run(args: &PlanArgs) -> anyhow::Result<()> {
+    let machine = args.flags.device.machine()?;
+    let missing = || Error::input(Place::flag("MODEL"), "missing: give a model");
+    let known = find(args.model.as_deref().ok_or_else(missing)?)?;
+    let source = args.flags.method.source()?;
+    let seq_len = args.flags.data.seq_len.unwrap_or_else(|| usual_length(known.config()));
+    let limits = match args.data.is_empty() {
+        true => args.flags.batch.worst(seq_len),
+        false => of_data(args, &known, seq_len)?,
+    };
+    let (config, weights) = (known.config(), known.weights());
+    let plan = job::plan(&args.flags, config, weights, &source, limits, &machine)?;
+    match args.json {
+        true => output::json(&as_json(args, &plan, limits, seq_len)),
+        false => output::result(table::plan(&plan)),
+    }
+}
+
+fn find(name: &str) -> Result<Known, Error> {
+    let path = Path::new(name);
+    let config = match path.is_dir() {
+        true => path.join("config.json"),
+        false => path.to_owned(),
+    };
+    match open(name) {
+        Ok(opened) => Ok(Known::Whole(Box::new(opened))),
+        Err(_) if config.ends_with("config.json") && config.is_file() => {
+            output::note("no tensor files: planned from config.json alone");
+            read_config(&config).map(|config| Known::Config(Box::new(config)))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn of_data(args: &PlanArgs, known: &Known, seq_len: usize) -> Result<Limits, Error> {
+    let Known::Whole(opened) = known else {
+        let what = "a model without tensor files has no tokenizer to read it with: leave it out";
+        return Err(Error::input(Place::flag("DATA"), what));
+    };
+    let flags = &args.flags;
+    let tokenizer = opened.tokenizer(flags.data.date.unwrap_or_else(Date::today).moment())?;
+    let train_on = flags.data.train_on.train_on();
+    let policy = Policy { seq_len, vocab_size: opened.config.vocab, train_on };
+    let load = |files: &[PathBuf]| -> Result<Dataset, Error> {
+        told::load(files, opened, tokenizer.as_ref(), &policy)
+    };
+    let train = load(&args.data)?;
+    let steps = Steps::new(&train.examples, flags.batch.batching(seq_len), flags.batch.length());
+    let limits = steps.limits();
+    if flags.output.eval_data.is_empty() {
+        return Ok(limits);
+    }
+    let eval = load(&flags.output.eval_data)?;
+    Ok(larger(limits, evaluate::limits(&eval.examples, seq_len)))
+}
+
+fn as_json(args: &PlanArgs, plan: &Plan, limits: Limits, seq_len: usize) -> Value {
+    let flags = &args.flags;
+    json!({
+        "categories": table::categories_json(&plan.report),
+        "device_bytes": plan.report.total.peak,
+        // The CPU is the device: what is in host memory is counted there.
+        "host_bytes": 0,
+        "disk_bytes": disk_bytes(flags, plan),
+        "fits": plan.fits(),
+        "choices": {
+            "keep": table::choice(plan.keep),
+            "device": "cpu",
+            "quantization": spelled(flags.base.quantization),
+            "optimizer": spelled(flags.optimizer.optimizer),
+            "seq_len": seq_len,
+            "micro_batch_tokens": limits.tokens,
+            "budget_bytes": plan.budget,
+        },
+    })
+}
+
+/// Bytes of the adapter, and of the checkpoints that stand beside it at most while a new one is
+/// written.
+fn disk_bytes(flags: &TrainFlags, plan: &Plan) -> u64 {
+    let of = |label| plan.report.labels.get(label).map_or(0, |usage| usage.peak);
+    let adapter = of("adapter values");
+    let checkpoints = match flags.output.save_steps {
+        Some(_) => flags.output.keep_checkpoints as u64 + 1,
+        None => 1,
+    };
+    adapter + checkpoints.saturating_mul(adapter + of("optimizer moments"))
+}

@@ -1,0 +1,241 @@
+//! `quantize`: the model as a folder in four bits, in bitsandbytes' layout.
+//!
+//! Tensor by tensor: one matrix is in memory at a time. The file holds embeddings, then the layers
+//! one after the other, then the last norm and the head, which is the order of a step. Norms,
+//! embeddings and head stay as they are. What a run computes from the result is bit for bit what it
+//! computes when it quantizes the model itself.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use clap::Args;
+use qlora_train::checkpoint::atomic;
+use qlora_train::checkpoint::bitsandbytes::{self, CodeBook, NewScales, NewWeight, ScaleKind};
+use qlora_train::checkpoint::folder::OutputFolder;
+use qlora_train::checkpoint::json;
+use qlora_train::checkpoint::tensors::{DType, Tensor};
+use qlora_train::checkpoint::writer::{Align, TensorSpec, TensorWriter};
+use qlora_train::device::{Device, Dtype};
+use qlora_train::error::{Error, Place};
+use qlora_train::model::load::{NestedScales, Quantization, ScaleForm, encode, load, tables};
+use qlora_train::quant::Kind;
+use serde_json::Value;
+
+use super::flags::{BaseFlags, DeviceFlags};
+use super::opened::{Opened, open};
+use super::table::mib;
+use super::{copies, output, signals};
+
+/// Flags of `quantize`.
+#[derive(Debug, Clone, Args)]
+pub struct QuantizeArgs {
+    /// Model folder, .safetensors file, or org/name in the local cache
+    #[arg(required_unless_present = "config")]
+    model: Option<String>,
+    /// Where the folder goes; absent or empty
+    #[arg(long, visible_alias = "output-dir", value_name = "DIR", required_unless_present = "config")]
+    output: Option<PathBuf>,
+    /// Settings from a file, in snake_case; the command line wins
+    #[arg(long, value_name = "FILE.toml")]
+    config: Option<PathBuf>,
+    #[command(flatten)]
+    base: BaseFlags,
+    #[command(flatten)]
+    device: DeviceFlags,
+}
+
+/// Quantizes.
+///
+/// # Errors
+/// Whatever is wrong with the model; a folder that holds something.
+pub fn run(args: &QuantizeArgs) -> anyhow::Result<()> {
+    args.device.machine()?;
+    let missing = |name: &str| Error::input(Place::flag(name), "missing");
+    let opened = open(args.model.as_deref().ok_or_else(|| missing("MODEL"))?)?;
+    let path = args.output.as_deref().ok_or_else(|| missing("--output"))?;
+    let Quantization::FourBit(kind, form) = args.base.quantization() else {
+        let what = "none would be a copy: choose nf4 or fp4";
+        return Err(Error::input(Place::flag("--quantization"), what).into());
+    };
+    if opened.is_four_bit() || opened.config.quantization.is_some() {
+        let what = "is in four bits already: use it as MODEL as it is";
+        return Err(Error::input(&opened.files.folder, what).into());
+    }
+    let stop = signals::watch()?;
+    let store = Store { opened: &opened, kind, form, linears: linears(&opened)? };
+    let mut folder = OutputFolder::create(path)?;
+    let file = folder.file("model.safetensors");
+    store.write(&file, || signals::check(&stop))?;
+    copies::around_weights(&opened.files, &mut folder)?;
+    atomic::write_bytes(&folder.file("config.json"), store.config()?)?;
+    folder.commit();
+    let size = std::fs::metadata(&file).map_err(Error::io(&file))?.len();
+    Ok(output::result(format_args!("{}: {} MiB", path.display(), mib(size)))?)
+}
+
+/// The linear maps that a run quantizes, by the loader's own word; on the way it checks that the
+/// model is whole and nothing in it is left over.
+fn linears(opened: &Opened) -> Result<BTreeMap<String, [usize; 2]>, Error> {
+    let device = Device::plan(1, Dtype::Bf16, u64::MAX);
+    let config = opened.config.clone();
+    let decoder = load(&device, config, Some(&opened.weights), Quantization::None)?;
+    let linears = decoder.layers.iter().flat_map(|block| block.linears());
+    let named = |linear: &qlora_train::model::linear::Linear| {
+        (format!("{}.weight", linear.name), [linear.weight.rows, linear.weight.cols])
+    };
+    Ok(linears.map(named).collect())
+}
+
+struct Store<'a> {
+    opened: &'a Opened,
+    kind: Kind,
+    form: ScaleForm,
+    linears: BTreeMap<String, [usize; 2]>,
+}
+
+impl Store<'_> {
+    fn write(
+        &self,
+        path: &std::path::Path,
+        check: impl Fn() -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let groups = groups(self.opened);
+        let mut specs = Vec::new();
+        for group in &groups {
+            let of_group = group.iter().map(|name| self.specs(name)).collect::<Result<Vec<_>, _>>()?;
+            specs.push(of_group.concat());
+        }
+        let mut writer = TensorWriter::create(path, specs, Align::Cache)?;
+        for (done, group) in groups.iter().enumerate() {
+            check()?;
+            group.iter().try_for_each(|name| self.write_one(&mut writer, name))?;
+            output::note(format_args!("{}/{} parts written", done + 1, groups.len()));
+        }
+        writer.finish()
+    }
+
+    fn specs(&self, name: &str) -> Result<Vec<TensorSpec>, Error> {
+        let tensor = self.opened.weights.tensor(name)?;
+        tensor.expect_float()?;
+        Ok(match self.linears.get(name) {
+            None => vec![TensorSpec::new(name, tensor.dtype, tensor.shape)],
+            Some(shape) => bitsandbytes::parts(
+                name,
+                *shape,
+                stated_dtype(&tensor),
+                self.book(),
+                self.scale_kind(),
+            ),
+        })
+    }
+
+    fn write_one(&self, writer: &mut TensorWriter, name: &str) -> Result<(), Error> {
+        let tensor = self.opened.weights.tensor(name)?;
+        let Some(shape) = self.linears.get(name) else {
+            return writer.write(name, tensor.data);
+        };
+        let encoded = encode(&tensor, self.kind)?;
+        let nested = match self.form {
+            ScaleForm::Plain => None,
+            ScaleForm::Nested => Some(NestedScales::of(&encoded.scales)),
+        };
+        let weight = NewWeight {
+            book: self.book(),
+            shape: *shape,
+            dtype: stated_dtype(&tensor),
+            codes: &encoded.codes,
+            scales: match &nested {
+                None => NewScales::Plain(&encoded.scales),
+                Some(nested) => NewScales::Nested {
+                    absmax: &nested.codes,
+                    nested_absmax: &nested.absmax,
+                    offset: nested.offset,
+                },
+            },
+        };
+        bitsandbytes::write(writer, name, &weight, tables())
+    }
+
+    fn config(&self) -> Result<String, Error> {
+        let mut config = json::read_object(&self.opened.files.config)?;
+        let quantization =
+            bitsandbytes::quantization_config(self.book(), self.scale_kind(), DType::BF16);
+        config.insert("quantization_config".to_owned(), quantization);
+        Ok(format!("{:#}\n", Value::Object(config)))
+    }
+
+    fn book(&self) -> CodeBook {
+        match self.kind {
+            Kind::Nf4 => CodeBook::Nf4,
+            Kind::Fp4 => CodeBook::Fp4,
+        }
+    }
+
+    fn scale_kind(&self) -> ScaleKind {
+        match self.form {
+            ScaleForm::Plain => ScaleKind::Plain,
+            ScaleForm::Nested => ScaleKind::Nested,
+        }
+    }
+}
+
+/// The type that the state names as the weight's own; it has no name for f64.
+fn stated_dtype(tensor: &Tensor) -> DType {
+    match tensor.dtype {
+        DType::F64 => DType::F32,
+        dtype => dtype,
+    }
+}
+
+/// Names of the tensors in the order of a step: what stands in front of the layers, each layer, and
+/// what comes behind. A second copy of a tied head and rotary tables are left out.
+pub fn groups(opened: &Opened) -> Vec<Vec<String>> {
+    let mut groups = vec![Vec::new(); opened.config.layers + 2];
+    for name in opened.weights.names() {
+        let unused = name.ends_with("rotary_emb.inv_freq")
+            || opened.config.tied && name == "lm_head.weight";
+        if !unused {
+            groups[group_of(name, opened.config.layers)].push(name.to_owned());
+        }
+    }
+    for group in &mut groups {
+        group.sort_by_key(|name| place_of(name));
+    }
+    groups.retain(|group| !group.is_empty());
+    groups
+}
+
+/// 0 for the embedding, i + 1 for layer i, and one more for the rest.
+fn group_of(name: &str, layers: usize) -> usize {
+    let layer = name.strip_prefix("model.layers.").and_then(|rest| rest.split('.').next());
+    match layer.and_then(|number| number.parse::<usize>().ok()) {
+        Some(number) if number < layers => number + 1,
+        _ if name.starts_with("model.embed_tokens") => 0,
+        _ => layers + 1,
+    }
+}
+
+/// The order in which a layer uses its parts.
+const ORDER: [&str; 15] = [
+    ".input_layernorm.",
+    ".q_proj.",
+    ".k_proj.",
+    ".v_proj.",
+    ".qkv_proj.",
+    ".q_norm.",
+    ".k_norm.",
+    ".o_proj.",
+    ".post_attention_layernorm.",
+    ".pre_feedforward_layernorm.",
+    ".gate_proj.",
+    ".up_proj.",
+    ".gate_up_proj.",
+    ".down_proj.",
+    ".post_feedforward_layernorm.",
+];
+
+fn place_of(name: &str) -> usize {
+    let place = ORDER.iter().position(|part| name.contains(part));
+    // The last norm comes before the head.
+    place.unwrap_or(ORDER.len() + usize::from(name.starts_with("lm_head")))
+}

@@ -1,0 +1,90 @@
+//! Numbers for people: digits in groups, sizes in MiB, and the table of a memory plan.
+
+use std::fmt::Write;
+
+use qlora_train::device::Report;
+use qlora_train::model::workspace::Keep;
+use qlora_train::train::plan::Plan;
+use serde_json::{Map, Value, json};
+
+/// A count with commas between groups of three digits.
+pub fn grouped(count: impl TryInto<u64>) -> String {
+    let digits = count.try_into().map_or_else(|_| "?".to_owned(), |count| count.to_string());
+    let mut text = String::new();
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// Bytes as MiB with one place.
+pub fn mib(bytes: u64) -> String {
+    format!("{:.1}", bytes as f64 / f64::from(1 << 20))
+}
+
+/// Seconds as `3h 05m`, `5m 07s` or `7s`.
+pub fn duration(seconds: f64) -> String {
+    let seconds = seconds.clamp(0.0, 1e9) as u64;
+    let (hours, minutes, seconds) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
+    match (hours, minutes) {
+        (0, 0) => format!("{seconds}s"),
+        (0, _) => format!("{minutes}m {seconds:02}s"),
+        _ => format!("{hours}h {minutes:02}m"),
+    }
+}
+
+/// What a plan chose, in a word.
+pub fn choice(keep: Keep) -> &'static str {
+    match keep {
+        Keep::Everything => "everything",
+        Keep::Inputs => "inputs",
+    }
+}
+
+/// The plan as a table: one line a category, the largest first.
+pub fn plan(plan: &Plan) -> String {
+    let mut rows: Vec<_> = categories(&plan.report).collect();
+    rows.sort_by_key(|(label, bytes)| (std::cmp::Reverse(*bytes), *label));
+    let mut text = String::from("memory plan                       MiB\n");
+    for (label, bytes) in rows {
+        let _ = writeln!(text, "  {label:<22} {:>12}", mib(bytes));
+    }
+    let (total, budget) = (mib(plan.report.total.peak), mib(plan.budget));
+    let kept = match plan.keep {
+        Keep::Everything => "layers keep everything for the way back",
+        Keep::Inputs => "layers keep their inputs and compute the rest again",
+    };
+    let verdict = if plan.fits() { "fits" } else { "DOES NOT FIT" };
+    let _ = write!(text, "  {:<22} {total:>12}  of {budget} allowed: {verdict}; {kept}", "total");
+    text
+}
+
+/// Most bytes of each label.
+pub fn categories(report: &Report) -> impl Iterator<Item = (&'static str, u64)> {
+    report.labels.iter().map(|(label, usage)| (*label, usage.peak))
+}
+
+/// The categories as a JSON object.
+pub fn categories_json(report: &Report) -> Value {
+    let entries = categories(report).map(|(label, bytes)| (label.to_owned(), json!(bytes)));
+    Value::Object(entries.collect::<Map<_, _>>())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn digits_stand_in_threes() {
+        let of = |count: u64| grouped(count);
+        assert_eq!([of(0), of(999), of(1000), of(1234567)], ["0", "999", "1,000", "1,234,567"]);
+    }
+
+    #[test]
+    fn times_are_short() {
+        assert_eq!([7.9, 67.0, 3900.0].map(duration), ["7s", "1m 07s", "1h 05m"]);
+    }
+}

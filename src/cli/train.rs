@@ -1,0 +1,309 @@
+//! `qlora-train MODEL DATA`: the whole way from two paths to an adapter.
+//!
+//! Everything that can be refused is refused before a weight is read: the data is tokenized and
+//! told, the memory planned and held against the budget. Then the model is loaded, trained
+//! ([`qlora_train::train::run`]), and the results are written, each file whole or not at all.
+
+use std::path::PathBuf;
+use std::sync::atomic::AtomicI32;
+
+use clap::Args;
+use qlora_train::checkpoint::adapter::AdapterConfig;
+use qlora_train::checkpoint::atomic;
+use qlora_train::data::{Dataset, Policy};
+use qlora_train::data::Tokenizer;
+use qlora_train::device::cpu::SCRATCH;
+use qlora_train::error::{Error, Place};
+use qlora_train::methods::lora;
+use qlora_train::model::load::load;
+use qlora_train::model::tokens::Limits;
+use qlora_train::model::workspace::Purpose;
+use qlora_train::train::checkpoints::{self, Found};
+use qlora_train::train::evaluate;
+use qlora_train::train::export::write_adapter;
+use qlora_train::train::metrics::Summary;
+use qlora_train::train::plan::Plan;
+use qlora_train::train::run::{Routine, Run};
+use qlora_train::train::session::Session;
+use qlora_train::train::steps::Steps;
+
+use super::flags::TrainFlags;
+use super::job::{Source, larger, plan};
+use super::machine::Machine;
+use super::opened::{Opened, open};
+use super::progress::Progress;
+use super::resolved::{self, Resolved};
+use super::run_folder::{RunFolder, SETTINGS_FILE};
+use super::table::{self, grouped, mib};
+use super::values::Date;
+use super::{card, copies, identity, output, signals, told};
+
+/// Flags of a training run.
+#[derive(Debug, Clone, Args)]
+pub struct TrainArgs {
+    /// Model folder, .safetensors file, or org/name in the local cache
+    #[arg(required_unless_present = "config")]
+    pub model: Option<String>,
+    /// Records to learn from: .jsonl, .json or .txt files
+    #[arg(required_unless_present = "config")]
+    pub data: Vec<PathBuf>,
+    /// Settings from a file, in snake_case; the command line wins
+    #[arg(long, value_name = "FILE.toml")]
+    pub config: Option<PathBuf>,
+    /// All flags of training
+    #[command(flatten)]
+    pub flags: TrainFlags,
+}
+
+/// Trains, and says what came of it.
+///
+/// # Errors
+/// Whatever is wrong with the inputs; too little memory; a run that diverged or was stopped.
+pub fn run(args: &TrainArgs) -> anyhow::Result<Summary> {
+    let flags = &args.flags;
+    let machine = flags.device.machine()?;
+    let stop = signals::watch()?;
+    let opened = open(named_model(args)?)?;
+    let source = flags.method.source()?;
+    let mut folder = RunFolder::take(&flags.output.output_dir, flags.output.resume.as_ref())?;
+    machine.tell(flags.device.device);
+    let date = flags.data.date.or_else(|| folder.date()).unwrap_or_else(Date::today);
+    let corpus = Corpus::load(args, &opened, date)?;
+    let steps = Steps::new(
+        &corpus.train.examples,
+        flags.batch.batching(corpus.seq_len),
+        flags.batch.length(),
+    );
+    let (total, limits) = (steps.total(), corpus.limits(&steps));
+    let schedule = flags.optimizer.schedule(total);
+    source.tell();
+    let plan = plan(flags, &opened.config, Some(&opened.weights), &source, limits, &machine)?;
+    tell_plan(&plan)?;
+    signals::check(&stop)?;
+
+    let resolved =
+        Resolved { seq_len: corpus.seq_len, warmup: schedule.warmup, total, date, source: &source };
+    let settings = resolved::numbers(args, &resolved);
+    let identity = identity::identity(&opened, &corpus.train.examples, &settings)?;
+    let found = find_checkpoint(flags, &folder, &identity, total)?;
+    let (session, adapter) = prepare(flags, &opened, &source, limits, &plan, &machine)?;
+    let optimizer =
+        session.optimizer(flags.optimizer.settings(), flags.optimizer.optimizer.moments())?;
+    signals::check(&stop)?;
+    atomic::write_bytes(&folder.file(SETTINGS_FILE), resolved::file(args, &resolved))?;
+    folder.file("metrics.jsonl");
+
+    let routine = Routine {
+        schedule,
+        seed: flags.batch.seed,
+        eval_steps: flags.output.eval_steps.map(|steps| steps as u64),
+        seq_len: corpus.seq_len,
+        save_steps: flags.output.save_steps.map(|steps| steps as u64),
+        keep_checkpoints: flags.output.keep_checkpoints,
+        identity,
+    };
+    let run = Run {
+        session,
+        optimizer,
+        steps,
+        eval: corpus.eval.as_ref().map_or(&[], |eval| &eval.examples),
+        routine,
+        adapter: adapter.clone(),
+        output: &flags.output.output_dir,
+    };
+    let (session, summary) = train(run, found.as_ref(), total, &stop)?;
+    write_results(&mut folder, &opened, &session, &adapter, &summary)?;
+    tell_summary(&summary, &plan, &folder)?;
+    Ok(summary)
+}
+
+fn named_model(args: &TrainArgs) -> Result<&str, Error> {
+    let missing = |name: &str| Error::input(Place::flag(name), "missing: give a model and data");
+    if args.data.is_empty() && args.model.is_some() {
+        return Err(missing("DATA"));
+    }
+    args.model.as_deref().ok_or_else(|| missing("MODEL"))
+}
+
+/// All records as tokens.
+struct Corpus {
+    seq_len: usize,
+    train: Dataset,
+    eval: Option<Dataset>,
+}
+
+impl Corpus {
+    fn load(args: &TrainArgs, opened: &Opened, date: Date) -> Result<Self, Error> {
+        let flags = &args.flags;
+        let tokenizer = opened.tokenizer(date.moment())?;
+        let seq_len = flags.data.seq_len.unwrap_or_else(|| opened.usual_length());
+        tell_length(seq_len, opened);
+        let policy = Policy {
+            seq_len,
+            vocab_size: opened.config.vocab,
+            train_on: flags.data.train_on.train_on(),
+        };
+        let train = told::load(&args.data, opened, tokenizer.as_ref(), &policy)?;
+        told::tell("data", &train.report, tokenizer.as_ref());
+        told::tell_example(&args.data, &train.examples[0], tokenizer.as_ref());
+        let eval = Self::load_eval(flags, opened, tokenizer.as_ref(), &policy)?;
+        Ok(Self { seq_len, train, eval })
+    }
+
+    fn load_eval(
+        flags: &TrainFlags,
+        opened: &Opened,
+        tokenizer: Option<&Tokenizer>,
+        policy: &Policy,
+    ) -> Result<Option<Dataset>, Error> {
+        if flags.output.eval_data.is_empty() {
+            if flags.output.eval_steps.is_some() {
+                let what = "there is nothing to evaluate: give --eval-data too";
+                return Err(Error::input(Place::flag("--eval-steps"), what));
+            }
+            return Ok(None);
+        }
+        let eval = told::load(&flags.output.eval_data, opened, tokenizer, policy)?;
+        told::tell("evaluation data", &eval.report, tokenizer);
+        Ok(Some(eval))
+    }
+
+    /// The largest micro-batch of training and of evaluation.
+    fn limits(&self, steps: &Steps) -> Limits {
+        let train = steps.limits();
+        let eval = self.eval.as_ref().map(|eval| evaluate::limits(&eval.examples, self.seq_len));
+        eval.map_or(train, |eval| larger(train, eval))
+    }
+}
+
+/// Warns where sequences may be longer than the model was made for.
+pub fn tell_length(seq_len: usize, opened: &Opened) {
+    let most = opened.config.max_positions;
+    if seq_len > most {
+        output::warn(format_args!("--seq-len {seq_len}: the model was made for {most} tokens"));
+    }
+}
+
+fn tell_plan(plan: &Plan) -> Result<(), Error> {
+    output::note(table::plan(plan));
+    if plan.fits() {
+        return Ok(());
+    }
+    let what = format!(
+        "{} MiB are needed, {} MiB are allowed: lower --batch-size, --seq-len or --lora-r, keep \
+         the moments in eight bits with --optimizer adamw-8bit, or allow more",
+        mib(plan.report.total.peak),
+        mib(plan.budget)
+    );
+    Err(Error::input(Place::flag("--memory-budget"), what))
+}
+
+fn find_checkpoint(
+    flags: &TrainFlags,
+    folder: &RunFolder,
+    identity: &str,
+    total: u64,
+) -> Result<Option<Found>, Error> {
+    let Some(resume) = &flags.output.resume else { return Ok(None) };
+    let (found, passed_over) = checkpoints::find(folder.path(), resume, identity)?;
+    passed_over.iter().for_each(output::warn);
+    match &found {
+        Some(found) => output::note(format_args!(
+            "going on after step {} of {total} from {}",
+            found.state.global_step,
+            found.folder.display()
+        )),
+        None => {
+            folder.refuse_other_runs(identity)?;
+            output::note("no checkpoint to go on from: starting at step 1");
+        }
+    }
+    Ok(found)
+}
+
+/// Loads the model, attaches what is trained, and takes the memory that was planned.
+fn prepare(
+    flags: &TrainFlags,
+    opened: &Opened,
+    source: &Source,
+    limits: Limits,
+    plan: &Plan,
+    machine: &Machine,
+) -> Result<(Session, AdapterConfig), Error> {
+    if opened.is_four_bit() {
+        output::note("the model's 4-bit weights are used as they are stored");
+    }
+    let device = machine.open();
+    let quantization = flags.base.quantization();
+    let mut decoder =
+        load(&device, opened.config.clone(), Some(&opened.weights), quantization)?;
+    let attached = source.method().attach(&mut decoder)?;
+    let scratch = plan.report.labels.get(SCRATCH).map_or(0, |usage| usage.peak);
+    device.reserve_scratch(scratch as usize)?;
+    let purpose = Purpose::Training(plan.keep);
+    let mut session = Session::new(device.clone(), decoder, attached.index, limits, purpose)?;
+    match source {
+        Source::New(_) => lora::initialize(&device, &mut session.params, flags.batch.seed),
+        Source::From { adapter, .. } => lora::restore(&device, &mut session.params, adapter),
+    }
+    let config = AdapterConfig { base_model: Some(base_name(opened)), ..attached.config };
+    Ok((session, config))
+}
+
+/// The base model as `peft` will look for it: a name of the hub, or a folder.
+fn base_name(opened: &Opened) -> String {
+    match std::path::Path::new(&opened.name).is_file() {
+        true => opened.files.folder.display().to_string(),
+        false => opened.name.clone(),
+    }
+}
+
+fn train(
+    run: Run,
+    found: Option<&Found>,
+    total: u64,
+    stop: &AtomicI32,
+) -> Result<(Session, Summary), Error> {
+    let done = found.map_or(0, |found| found.state.global_step);
+    output::note(format_args!(
+        "training {} numbers in {} steps",
+        grouped(run.session.params.index().len()),
+        grouped(total - done.min(total))
+    ));
+    let mut progress = Progress::new(total, done);
+    let result = run.train(found, &mut progress, stop);
+    progress.finish();
+    if let Err(Error::Interrupted { .. }) = result {
+        output::note("a checkpoint was written: go on with the same command and --resume auto");
+    }
+    result
+}
+
+fn write_results(
+    folder: &mut RunFolder,
+    opened: &Opened,
+    session: &Session,
+    adapter: &AdapterConfig,
+    summary: &Summary,
+) -> Result<(), Error> {
+    copies::tokenizer(&opened.files, |name| folder.file(name))?;
+    atomic::write_bytes(&folder.file("README.md"), card::card(adapter, summary))?;
+    write_adapter(folder.path(), &session.device, &session.params, adapter)?;
+    folder.keep();
+    Ok(())
+}
+
+fn tell_summary(summary: &Summary, plan: &Plan, folder: &RunFolder) -> anyhow::Result<()> {
+    let Summary { steps, first_loss, last_loss, train_seconds, .. } = summary;
+    output::note(format_args!(
+        "peak memory {} MiB, planned {} MiB",
+        mib(summary.peak_memory_bytes),
+        mib(plan.report.total.peak)
+    ));
+    output::result(format_args!(
+        "{}: loss {first_loss:.4} -> {last_loss:.4} in {steps} steps, {}, {} tokens/s",
+        folder.path().display(),
+        table::duration(*train_seconds),
+        grouped(summary.tokens_per_second as u64)
+    ))
+}
