@@ -6,13 +6,13 @@
 
 use std::ops::ControlFlow;
 
+use crate::device::Device;
 use crate::error::{Error, Place};
 use crate::model::decoder::Decoder;
 use crate::model::tokens::Limits;
 use crate::model::workspace::Purpose;
 use crate::params::Index;
 use crate::random::{Purpose as Draws, Random};
-use crate::device::Device;
 
 use super::session::Session;
 
