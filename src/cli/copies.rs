@@ -24,11 +24,10 @@ const TOKENIZER: [&str; 9] = [
 ///
 /// # Errors
 /// A file cannot be read or written.
-pub fn tokenizer(
-    model: &ModelFiles,
-    mut place: impl FnMut(&str) -> PathBuf,
-) -> Result<(), Error> {
-    TOKENIZER.iter().try_for_each(|name| copy(model, name, &mut place))
+pub fn tokenizer(model: &ModelFiles, mut place: impl FnMut(&str) -> PathBuf) -> Result<(), Error> {
+    TOKENIZER
+        .iter()
+        .try_for_each(|name| copy(model, name, &mut place))
 }
 
 /// Copies everything around the weights but `config.json`: a whole model folder results.
@@ -37,7 +36,9 @@ pub fn tokenizer(
 /// As [`tokenizer`].
 pub fn around_weights(model: &ModelFiles, folder: &mut OutputFolder) -> Result<(), Error> {
     tokenizer(model, |name| folder.file(name))?;
-    copy(model, "generation_config.json", &mut |name| folder.file(name))
+    copy(model, "generation_config.json", &mut |name| {
+        folder.file(name)
+    })
 }
 
 fn copy(

@@ -20,8 +20,8 @@ use super::flags::{BaseFlags, DeviceFlags};
 use super::job::tell_unknown;
 use super::machine::Machine;
 use super::opened::{Opened, open};
-use super::values::{Date, date, not_negative, seed, share, whole};
 use super::output;
+use super::values::{Date, date, not_negative, seed, share, whole};
 
 /// Flags of `generate`.
 #[derive(Debug, Clone, Args)]
@@ -82,7 +82,9 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<()> {
     let most = room(args, &opened, prompt.len())?;
     let mut session = load_session(args, &opened, &machine, prompt.len(), most)?;
     let mut writer = Writer::new(args, &opened, tokenizer.as_ref(), &prompt)?;
-    let written = generate(&mut session, &prompt, &sampling(args), most, |id| writer.take(id));
+    let written = generate(&mut session, &prompt, &sampling(args), most, |id| {
+        writer.take(id)
+    });
     if let Some(error) = writer.failure.take() {
         return Err(error);
     }
@@ -90,7 +92,11 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<()> {
 }
 
 fn sampling(args: &GenerateArgs) -> Sampling {
-    Sampling { temperature: args.temperature, top_p: args.top_p, seed: args.seed }
+    Sampling {
+        temperature: args.temperature,
+        top_p: args.top_p,
+        seed: args.seed,
+    }
 }
 
 /// The ids of the prompt, made as training makes them.
@@ -120,13 +126,23 @@ fn prompt(
     let ids = tokenizer.encode(&text, Special::Add)?.ids;
     match ids.is_empty() {
         false => Ok(ids),
-        true => Err(Error::input(Place::flag("--prompt"), "is empty: give at least one token")),
+        true => Err(Error::input(
+            Place::flag("--prompt"),
+            "is empty: give at least one token",
+        )),
     }
 }
 
 fn no_tokenizer(opened: &Opened) -> Error {
-    let advice = opened.files.tokenizer().err().map_or(String::new(), |error| error.to_string());
-    Error::input(Place::flag("--prompt"), format!("needs a tokenizer, or --prompt-ids: {advice}"))
+    let advice = opened
+        .files
+        .tokenizer()
+        .err()
+        .map_or(String::new(), |error| error.to_string());
+    Error::input(
+        Place::flag("--prompt"),
+        format!("needs a tokenizer, or --prompt-ids: {advice}"),
+    )
 }
 
 /// The conversation in the file, with the words that ask the model for its turn.
@@ -141,7 +157,12 @@ fn conversation(path: &Path, tokenizer: &Tokenizer) -> Result<String, Error> {
         Value::Array(messages) => (messages, None),
         Value::Object(object) => match object.get("messages") {
             Some(Value::Array(messages)) => (messages, object.get("tools")),
-            _ => return Err(Error::input(Place::file(path).field("messages"), "expected a list")),
+            _ => {
+                return Err(Error::input(
+                    Place::file(path).field("messages"),
+                    "expected a list",
+                ));
+            }
         },
         other => {
             let what = format!("holds {}, expected a list of messages", json::kind(other));
@@ -187,11 +208,19 @@ fn load_session(
     prompt: usize,
     most: usize,
 ) -> Result<Session, Error> {
-    let adapter = args.adapter.as_deref().map(|folder| Ok::<_, Error>((Adapter::read(folder)?, folder)));
+    let adapter = args
+        .adapter
+        .as_deref()
+        .map(|folder| Ok::<_, Error>((Adapter::read(folder)?, folder)));
     let adapter = adapter.transpose()?;
     let device = machine.open();
     let quantization = args.base.quantization();
-    let mut decoder = load(&device, opened.config.clone(), Some(&opened.weights), quantization)?;
+    let mut decoder = load(
+        &device,
+        opened.config.clone(),
+        Some(&opened.weights),
+        quantization,
+    )?;
     let index = match &adapter {
         None => Index::default(),
         Some((adapter, folder)) => {
@@ -224,22 +253,34 @@ impl<'a> Writer<'a> {
     ) -> Result<Self, Error> {
         let mut stop = opened.config.eos.clone();
         stop.extend(tokenizer.map_or(&[][..], Tokenizer::stop));
-        let stream = tokenizer.map(|tokenizer| tokenizer.stream(prompt)).transpose()?;
-        Ok(Self { stream, stop, text: String::new(), shown: !args.json, failure: None })
+        let stream = tokenizer
+            .map(|tokenizer| tokenizer.stream(prompt))
+            .transpose()?;
+        Ok(Self {
+            stream,
+            stop,
+            text: String::new(),
+            shown: !args.json,
+            failure: None,
+        })
     }
 
     fn take(&mut self, id: u32) -> Result<ControlFlow<()>, Error> {
         if self.stop.contains(&id) {
             return Ok(ControlFlow::Break(()));
         }
-        let Some(stream) = &mut self.stream else { return Ok(ControlFlow::Continue(())) };
+        let Some(stream) = &mut self.stream else {
+            return Ok(ControlFlow::Continue(()));
+        };
         let piece = stream.push(id)?;
         Ok(self.show(&piece))
     }
 
     fn show(&mut self, piece: &str) -> ControlFlow<()> {
         self.text.push_str(piece);
-        if self.shown && let Err(error) = output::piece(piece) {
+        if self.shown
+            && let Err(error) = output::piece(piece)
+        {
             self.failure = Some(error);
             return ControlFlow::Break(());
         }

@@ -5,9 +5,9 @@ use std::path::Path;
 use qlora_train::checkpoint::bitsandbytes;
 use qlora_train::checkpoint::location::ModelFiles;
 use qlora_train::checkpoint::weights::Weights;
-use qlora_train::data::TokenizerFiles;
 use qlora_train::data::Moment;
 use qlora_train::data::Tokenizer;
+use qlora_train::data::TokenizerFiles;
 use qlora_train::error::{Error, Place};
 use qlora_train::model::config::Config;
 
@@ -31,7 +31,12 @@ pub fn open(name: &str) -> Result<Opened, Error> {
     let files = ModelFiles::resolve(name)?;
     let config = read_config(&files.config)?;
     let weights = Weights::open(&files.weights)?;
-    Ok(Opened { name: name.to_owned(), files, config, weights })
+    Ok(Opened {
+        name: name.to_owned(),
+        files,
+        config,
+        weights,
+    })
 }
 
 /// Reads the `config.json` at `path`.
@@ -53,7 +58,9 @@ impl Opened {
     /// # Errors
     /// A file that is damaged, or that does not fit the model.
     pub fn tokenizer(&self, now: Moment) -> Result<Option<Tokenizer>, Error> {
-        let Ok(tokenizer_json) = self.files.tokenizer() else { return Ok(None) };
+        let Ok(tokenizer_json) = self.files.tokenizer() else {
+            return Ok(None);
+        };
         let files = TokenizerFiles {
             tokenizer_json,
             tokenizer_config: self.files.tokenizer_config.clone(),
@@ -66,7 +73,9 @@ impl Opened {
 
     /// Whether linear weights are in four bits already.
     pub fn is_four_bit(&self) -> bool {
-        self.weights.names().any(|name| name.contains(".quant_state.bitsandbytes__"))
+        self.weights
+            .names()
+            .any(|name| name.contains(".quant_state.bitsandbytes__"))
     }
 
     /// Tokens of the longest sequence that training takes if nothing is said.

@@ -33,7 +33,12 @@ pub struct QuantizeArgs {
     #[arg(required_unless_present = "config")]
     model: Option<String>,
     /// Where the folder goes; absent or empty
-    #[arg(long, visible_alias = "output-dir", value_name = "DIR", required_unless_present = "config")]
+    #[arg(
+        long,
+        visible_alias = "output-dir",
+        value_name = "DIR",
+        required_unless_present = "config"
+    )]
     output: Option<PathBuf>,
     /// Settings from a file, in snake_case; the command line wins
     #[arg(long, value_name = "FILE.toml")]
@@ -62,7 +67,12 @@ pub fn run(args: &QuantizeArgs) -> anyhow::Result<()> {
         return Err(Error::input(&opened.files.folder, what).into());
     }
     let stop = signals::watch()?;
-    let store = Store { opened: &opened, kind, form, linears: linears(&opened)? };
+    let store = Store {
+        opened: &opened,
+        kind,
+        form,
+        linears: linears(&opened)?,
+    };
     let mut folder = OutputFolder::create(path)?;
     let file = folder.file("model.safetensors");
     store.write(&file, || signals::check(&stop))?;
@@ -70,7 +80,11 @@ pub fn run(args: &QuantizeArgs) -> anyhow::Result<()> {
     atomic::write_bytes(&folder.file("config.json"), store.config()?)?;
     folder.commit();
     let size = std::fs::metadata(&file).map_err(Error::io(&file))?.len();
-    Ok(output::result(format_args!("{}: {} MiB", path.display(), mib(size)))?)
+    output::result(format_args!(
+        "{}: {} MiB",
+        path.display(),
+        mib(size)
+    ))
 }
 
 /// The linear maps that a run quantizes, by the loader's own word; on the way it checks that the
@@ -81,7 +95,10 @@ fn linears(opened: &Opened) -> Result<BTreeMap<String, [usize; 2]>, Error> {
     let decoder = load(&device, config, Some(&opened.weights), Quantization::None)?;
     let linears = decoder.layers.iter().flat_map(|block| block.linears());
     let named = |linear: &qlora_train::model::linear::Linear| {
-        (format!("{}.weight", linear.name), [linear.weight.rows, linear.weight.cols])
+        (
+            format!("{}.weight", linear.name),
+            [linear.weight.rows, linear.weight.cols],
+        )
     };
     Ok(linears.map(named).collect())
 }
@@ -102,13 +119,18 @@ impl Store<'_> {
         let groups = groups(self.opened);
         let mut specs = Vec::new();
         for group in &groups {
-            let of_group = group.iter().map(|name| self.specs(name)).collect::<Result<Vec<_>, _>>()?;
+            let of_group = group
+                .iter()
+                .map(|name| self.specs(name))
+                .collect::<Result<Vec<_>, _>>()?;
             specs.push(of_group.concat());
         }
         let mut writer = TensorWriter::create(path, specs, Align::Cache)?;
         for (done, group) in groups.iter().enumerate() {
             check()?;
-            group.iter().try_for_each(|name| self.write_one(&mut writer, name))?;
+            group
+                .iter()
+                .try_for_each(|name| self.write_one(&mut writer, name))?;
             output::note(format_args!("{}/{} parts written", done + 1, groups.len()));
         }
         writer.finish()
@@ -192,8 +214,8 @@ fn stated_dtype(tensor: &Tensor) -> DType {
 pub fn groups(opened: &Opened) -> Vec<Vec<String>> {
     let mut groups = vec![Vec::new(); opened.config.layers + 2];
     for name in opened.weights.names() {
-        let unused = name.ends_with("rotary_emb.inv_freq")
-            || opened.config.tied && name == "lm_head.weight";
+        let unused =
+            name.ends_with("rotary_emb.inv_freq") || opened.config.tied && name == "lm_head.weight";
         if !unused {
             groups[group_of(name, opened.config.layers)].push(name.to_owned());
         }
@@ -207,7 +229,9 @@ pub fn groups(opened: &Opened) -> Vec<Vec<String>> {
 
 /// 0 for the embedding, i + 1 for layer i, and one more for the rest.
 fn group_of(name: &str, layers: usize) -> usize {
-    let layer = name.strip_prefix("model.layers.").and_then(|rest| rest.split('.').next());
+    let layer = name
+        .strip_prefix("model.layers.")
+        .and_then(|rest| rest.split('.').next());
     match layer.and_then(|number| number.parse::<usize>().ok()) {
         Some(number) if number < layers => number + 1,
         _ if name.starts_with("model.embed_tokens") => 0,

@@ -3,9 +3,9 @@
 
 use std::path::{Path, PathBuf};
 
+use qlora_train::data::Tokenizer;
 use qlora_train::data::{DataReport, Dataset, Example, Policy};
 use qlora_train::data::{ExplainedToken, explain};
-use qlora_train::data::Tokenizer;
 use qlora_train::error::{Error, Place, escape};
 
 use super::opened::Opened;
@@ -23,18 +23,27 @@ pub fn load(
     tokenizer: Option<&Tokenizer>,
     policy: &Policy,
 ) -> Result<Dataset, Error> {
-    Dataset::load(files, tokenizer, policy).map_err(|error| match (error, opened.files.tokenizer()) {
-        (Error::Input { place, what }, Err(missing)) if what.starts_with("needs a tokenizer") => {
-            Error::input(place, format!("needs a tokenizer, or input_ids: {missing}"))
+    Dataset::load(files, tokenizer, policy).map_err(|error| {
+        match (error, opened.files.tokenizer()) {
+            (Error::Input { place, what }, Err(missing))
+                if what.starts_with("needs a tokenizer") =>
+            {
+                Error::input(place, format!("needs a tokenizer, or input_ids: {missing}"))
+            }
+            (error, _) => error,
         }
-        (error, _) => error,
     })
 }
 
 /// Says what was read; `what` names the data (`data`, `evaluation data`).
 pub fn tell(what: &str, report: &DataReport, tokenizer: Option<&Tokenizer>) {
-    let [records, rows, tokens, supervised] =
-        [report.records, report.examples, report.tokens, report.supervised_tokens].map(grouped);
+    let [records, rows, tokens, supervised] = [
+        report.records,
+        report.examples,
+        report.tokens,
+        report.supervised_tokens,
+    ]
+    .map(grouped);
     output::note(format_args!(
         "{what}: {records} records, {rows} sequences, {tokens} tokens, {supervised} supervised"
     ));
@@ -47,7 +56,10 @@ pub fn tell(what: &str, report: &DataReport, tokenizer: Option<&Tokenizer>) {
         ));
     }
     if let Some((first, reason)) = report.dropped.first() {
-        let others: Vec<_> = report.dropped[1..].iter().map(|(place, _)| place.clone()).collect();
+        let others: Vec<_> = report.dropped[1..]
+            .iter()
+            .map(|(place, _)| place.clone())
+            .collect();
         let count = grouped(report.dropped.len());
         output::note(format_args!(
             "  dropped: {count} records ({first}: {reason}{})",
@@ -87,7 +99,9 @@ pub fn tell_example(files: &[PathBuf], example: &Example, tokenizer: Option<&Tok
 
 /// Where an example stands.
 pub fn place(files: &[PathBuf], example: &Example) -> Place {
-    let file: &Path = files.get(example.origin.file).map_or(Path::new("data"), PathBuf::as_path);
+    let file: &Path = files
+        .get(example.origin.file)
+        .map_or(Path::new("data"), PathBuf::as_path);
     Place::file(file).line(example.origin.line)
 }
 
@@ -95,12 +109,19 @@ pub fn place(files: &[PathBuf], example: &Example) -> Place {
 const AROUND: [usize; 2] = [12, 24];
 
 fn shortened(tokens: &[ExplainedToken]) -> String {
-    let first = tokens.iter().position(|token| token.supervised).unwrap_or(0);
+    let first = tokens
+        .iter()
+        .position(|token| token.supervised)
+        .unwrap_or(0);
     let from = first.saturating_sub(AROUND[0]);
     let to = tokens.len().min(first + AROUND[1]);
     let dots = |cut: bool, dots: &'static str| if cut { dots } else { "" };
     let shown = marked(&tokens[from..to]);
-    format!("{}{shown}{}", dots(from > 0, "… "), dots(to < tokens.len(), " …"))
+    format!(
+        "{}{shown}{}",
+        dots(from > 0, "… "),
+        dots(to < tokens.len(), " …")
+    )
 }
 
 /// Tokens as the vocabulary writes them, supervised ones in brackets.
