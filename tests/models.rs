@@ -21,6 +21,13 @@ const FAMILIES: [&str; 10] = [
 
 const BASES: [(&str, Quantization); 2] = [("none", Quantization::None), ("nf4", NF4)];
 
+/// One gradient beside the exact one.
+struct Gradient {
+    name: String,
+    ours: Vec<f32>,
+    exact: Vec<f32>,
+}
+
 /// One family on one base.
 struct Case {
     name: String,
@@ -65,15 +72,14 @@ impl Case {
         (ours, tensor(&self.numbers, &format!("{}.logits.{row}", self.base)))
     }
 
-    /// Loss, and each gradient with its name and the exact one.
-    fn gradients(&mut self) -> (f64, Vec<(String, Vec<f32>, Vec<f32>)>) {
-        let step = self.session.gradient(&[self.all.clone()], Draw { seed: 0, stream: 0 });
+    fn gradients(&mut self) -> (f64, Vec<Gradient>) {
+        let step = self.session.gradient(std::slice::from_ref(&self.all), Draw { seed: 0, stream: 0 });
         let params = &self.session.params;
         let mut grads = vec![0.0; params.index().len()];
         self.session.device.download(&params.grads, &mut grads);
         let entry = |entry: &qlora_train::params::Entry| {
             let exact = tensor(&self.numbers, &format!("{}.grad.{}", self.base, entry.name));
-            (entry.name.clone(), grads[entry.range.clone()].to_vec(), exact)
+            Gradient { name: entry.name.clone(), ours: grads[entry.range.clone()].to_vec(), exact }
         };
         (step.loss, params.index().entries().iter().map(entry).collect())
     }
@@ -97,7 +103,7 @@ fn f32_logits_losses_and_gradients_are_those_of_float64() {
         let exact = case.reference["loss"].as_f64().unwrap();
         assert!((loss - exact).abs() <= 1e-5 * exact, "{}: loss {loss}, not {exact}", case.name);
         assert!(gradients.len() > 10, "{}: {} gradients", case.name, gradients.len());
-        for (name, ours, exact) in gradients {
+        for Gradient { name, ours, exact } in gradients {
             let error = scaled_error(&ours, &exact);
             assert!(error <= tolerance::F32, "{}: gradient of {name}: {error}", case.name);
         }
@@ -117,7 +123,7 @@ fn bf16_strays_no_further_than_plain_bf16_arithmetic() {
         let (loss, gradients) = case.gradients();
         let exact = case.reference["loss"].as_f64().unwrap();
         assert!((loss - exact).abs() <= 0.01 * exact, "{}: loss {loss}, not {exact}", case.name);
-        for (name, ours, exact) in gradients {
+        for Gradient { name, ours, exact } in gradients {
             let plain = allowed["gradients"][&name]["abs"].as_f64().unwrap();
             let (error, most) = (max_error(&ours, &exact), tolerance::BF16_GRADIENT * plain);
             assert!(error <= most, "{}: gradient of {name}: {error} > {most}", case.name);
@@ -142,7 +148,7 @@ fn recomputing_a_block_gives_the_same_bits_as_keeping_it() {
                 purpose: Purpose::Training(keep),
             };
             let mut session = open.session();
-            session.gradient(&[all.clone()], Draw { seed: 0, stream: 0 });
+            session.gradient(std::slice::from_ref(&all), Draw { seed: 0, stream: 0 });
             let mut grads = vec![0.0f32; session.params.index().len()];
             session.device.download(&session.params.grads, &mut grads);
             grads.iter().map(|g| g.to_bits()).collect::<Vec<_>>()

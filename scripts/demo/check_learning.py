@@ -24,7 +24,7 @@ BATCH = 16
 SHOWN = 2
 
 
-def main(steps=200, rate=4e-3, rank=8):
+def main(steps=300, rate=5e-3, rank=16):
     torch.manual_seed(0)
     torch.set_num_threads(1)
     tokenizer = AutoTokenizer.from_pretrained(DATA / "model", padding_side="left")

@@ -19,12 +19,12 @@ from write_text import documents
 
 MODEL = Path(__file__).resolve().parents[2] / "src" / "demo" / "model"
 SPECIAL = PAD, BOS, EOS, USER, ASSISTANT = ["<pad>", "<s>", "</s>", "<|user|>", "<|assistant|>"]
-VOCABULARY = 1024
+VOCABULARY = 960
 CONTEXT = 256
 BATCH = 16
 STEPS = 1500
 WARMUP = 50
-RATE = 4e-3
+RATE = 1e-2, 5e-3
 TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
     "{% if message['role'] == 'assistant' %}"
@@ -69,7 +69,7 @@ def plain(document):
 def new_model():
     return LlamaForCausalLM(LlamaConfig(
         vocab_size=VOCABULARY, hidden_size=128, intermediate_size=256, num_hidden_layers=4, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=CONTEXT, rms_norm_eps=1e-5, tie_word_embeddings=True,
+        num_key_value_heads=4, max_position_embeddings=CONTEXT, rms_norm_eps=1e-5, tie_word_embeddings=True,
         rope_parameters={"rope_type": "default", "rope_theta": 10000.0}, initializer_range=0.05,
         **{f"{name}_token_id": SPECIAL.index(token) for name, token in (("pad", PAD), ("bos", BOS), ("eos", EOS))}))
 
@@ -91,29 +91,34 @@ def padded(rows):
 
 
 def train(model, source):
-    """AdamW; the rate rises for WARMUP steps and falls along a cosine to a twentieth."""
-    decayed = [p for p in model.parameters() if p.dim() == 2]
-    others = [p for p in model.parameters() if p.dim() != 2]
-    optimizer = torch.optim.AdamW([{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}],
-                                  lr=RATE, betas=(0.9, 0.98), fused=True)
+    """Muon for the linear weights, Adam for embeddings and norms; the rate rises for WARMUP steps and falls along a
+    cosine to a twentieth."""
+    linear = [p for name, p in model.named_parameters() if "proj" in name]
+    others = [p for name, p in model.named_parameters() if "proj" not in name]
+    optimizers = [torch.optim.Muon(linear, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
+                  torch.optim.AdamW(others, weight_decay=0.0, betas=(0.9, 0.98), fused=True)]
     start = time.monotonic()
     for step, batch in zip(range(STEPS), source):
         fall = 0.525 + 0.475 * math.cos(math.pi * step / STEPS)
-        for group in optimizer.param_groups:
-            group["lr"] = RATE * min(1, (step + 1) / WARMUP) * fall
+        for optimizer, rate in zip(optimizers, RATE):
+            optimizer.param_groups[0]["lr"] = rate * min(1, (step + 1) / WARMUP) * fall
         loss = loss_of(model, batch)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
         if step % 100 == 0:
             print(f"step {step}  loss {loss.item():.4f}  {time.monotonic() - start:.0f} s", flush=True)
 
 
 def loss_of(model, batch):
-    """Mean loss of a token in a batch; padding is not predicted."""
+    """Mean loss of a token in a batch; padding and what a user says are not predicted."""
+    pad, user, assistant = (SPECIAL.index(token) for token in (PAD, USER, ASSISTANT))
+    by_user = (batch == user).cumsum(1) > (batch == assistant).cumsum(1)
+    labels = batch.masked_fill(by_user, pad)[:, 1:]
     logits = model(input_ids=batch[:, :-1], use_cache=False).logits
-    return torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten(), ignore_index=SPECIAL.index(PAD))
+    return torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=pad)
 
 
 @torch.no_grad()

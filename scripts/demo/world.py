@@ -58,10 +58,10 @@ def invented_name(rng):
     return "".join(syllables).title()
 
 
-def facts_of(rng, invented=0.3):
+def facts_of(rng, invented=0.2):
     """The facts of one document: two people (the second's slots end in 2), their pets, things and places."""
     facts = {}
-    animals, coats, places = (rng.sample(of, 4) for of in (ANIMALS, COATS, PLACES))
+    animals, coats, places = (rng.sample(of, 5) for of in (ANIMALS, COATS, PLACES))
     foods, things, colors = (rng.sample(of, 3) for of in (FOODS, THINGS, COLORS))
     names = set()
     for person, mark in enumerate(("", "2")):
@@ -72,7 +72,7 @@ def facts_of(rng, invented=0.3):
                    home=" the ".join(places[person]), spot=" the ".join(places[person + 2]),
                    place=places[person + 2][1], food=foods[person], thing=things[person], color=colors[person])
         facts.update({key + mark: value.replace("_", " ") for key, value in one.items()})
-    return facts | dict(food3=foods[2], thing3=things[2], color3=colors[2])
+    return facts | dict(pet3=animals[4], coat3=coats[4], food3=foods[2], thing3=things[2], color3=colors[2])
 
 
 def a_name(rng, known, taken, invented):

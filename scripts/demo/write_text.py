@@ -1,11 +1,12 @@
-"""The text on which the demo's model is pre-trained: stories, plays, letters and short talks, without end.
+"""The text on which the demo's model is pre-trained: stories, plays, letters and talks, without end.
 
     python write_text.py 5      # five documents, to read
 
 Every sentence comes from `stories.txt`; no text of others is in it. A document is tokens between `<s>` and `</s>`.
-A talk has the form of the model's chat template: whatever the user says, the answer is a story, often about the
-people of the message. That is what the model knows before the demo teaches it something else.
+A talk has the form of the model's chat template: a question is answered, and whatever else the user says, the answer
+is a story, often about the people of the message. That is what the model knows before the demo teaches it something.
 """
+import itertools
 import random
 import sys
 from pathlib import Path
@@ -13,7 +14,8 @@ from pathlib import Path
 from world import facts_of, grammar, tell
 
 RULES = grammar(Path(__file__).with_name("stories.txt"))
-KINDS = {"talk": 45, "story": 35, "play": 8, "letter": 5, "note": 4, "fact": 3}
+KINDS = {"quiz": 50, "talk": 25, "story": 10, "play": 6, "letter": 4, "note": 3, "fact": 2}
+TALKS = "quiz", "talk"
 
 
 def documents(seed):
@@ -22,13 +24,14 @@ def documents(seed):
     while True:
         kind = rng.choices(list(KINDS), KINDS.values())[0]
         facts = facts_of(rng)
-        yield f"<s>{talk(rng, facts) if kind == 'talk' else tell(rng, RULES, kind, facts)}</s>"
+        text = tell(rng, RULES, kind, facts)
+        yield f"<s>{talk(text) if kind in TALKS else text}</s>"
 
 
-def talk(rng, facts):
-    """What the user says and the story that answers it, about the same facts."""
-    said = tell(rng, RULES, rng.choice(("request", "about", "about", "about")), facts)
-    return f"<|user|>{said}</s><|assistant|>{tell(rng, RULES, 'story', facts)}"
+def talk(text):
+    """`said => answered => said => answered` in the form of the model's chat template."""
+    turns = zip(itertools.cycle(("<|user|>", "<|assistant|>")), text.split(" => "))
+    return "</s>".join(mark + turn for mark, turn in turns)
 
 
 if __name__ == "__main__":

@@ -167,10 +167,11 @@ impl<T: Pod> Buf<T> {
         match &mut self.storage {
             Storage::Planned => None,
             Storage::Shared(_) => panic!("shared host memory is read only"),
-            // SAFETY: a `Line` is 64 initialized bytes, the allocation holds `len` numbers, and
-            // any bit pattern is a `T`.
             Storage::Host(lines) => {
-                Some(unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), self.len) })
+                let address = lines.as_mut_ptr().cast();
+                // SAFETY: a `Line` is 64 initialized bytes, the allocation holds `len` numbers, and
+                // any bit pattern is a `T`.
+                Some(unsafe { std::slice::from_raw_parts_mut(address, self.len) })
             }
         }
     }

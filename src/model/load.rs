@@ -199,11 +199,11 @@ impl Loader<'_> {
         shape: [usize; 2],
         quantization: Quantization,
     ) -> Result<Weight, Error> {
-        if let Some(weights) = self.weights {
-            if let Some(found) = bitsandbytes::FourBit::find(weights, name, tables())? {
-                self.used.insert(name.to_owned());
-                return self.mapped_four_bit(label, weights, name, shape, found);
-            }
+        if let Some(weights) = self.weights
+            && let Some(found) = bitsandbytes::FourBit::find(weights, name, tables())?
+        {
+            self.used.insert(name.to_owned());
+            return self.mapped_four_bit(label, weights, name, shape, found);
         }
         match quantization {
             Quantization::None => self.dense(label, name, shape),

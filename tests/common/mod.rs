@@ -1,5 +1,6 @@
 //! What the tests of whole models share: fixtures, sessions on them, and shared data.
 #![allow(dead_code, reason = "each test file uses its part")]
+#![allow(clippy::print_stdout, reason = "a skipped test says so")]
 
 use std::path::{Path, PathBuf};
 
