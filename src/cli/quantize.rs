@@ -80,11 +80,7 @@ pub fn run(args: &QuantizeArgs) -> anyhow::Result<()> {
     atomic::write_bytes(&folder.file("config.json"), store.config()?)?;
     folder.commit();
     let size = std::fs::metadata(&file).map_err(Error::io(&file))?.len();
-    output::result(format_args!(
-        "{}: {} MiB",
-        path.display(),
-        mib(size)
-    ))
+    output::result(format_args!("{}: {} MiB", path.display(), mib(size)))
 }
 
 /// The linear maps that a run quantizes, by the loader's own word; on the way it checks that the

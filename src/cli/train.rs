@@ -76,7 +76,15 @@ pub fn run(args: &TrainArgs) -> anyhow::Result<()> {
     let plan = job::plan(flags, config, weights, &source, limits, &machine)?;
     tell_plan(&plan)?;
     signals::check(&stop)?;
-    let task = Task { args, machine, opened, source, corpus: &corpus, limits, plan };
+    let task = Task {
+        args,
+        machine,
+        opened,
+        source,
+        corpus: &corpus,
+        limits,
+        plan,
+    };
     task.train(steps, &mut folder, &stop)
 }
 
@@ -92,12 +100,7 @@ struct Task<'a> {
 }
 
 impl Task<'_> {
-    fn train(
-        &self,
-        steps: Steps,
-        folder: &mut RunFolder,
-        stop: &AtomicI32,
-    ) -> anyhow::Result<()> {
+    fn train(&self, steps: Steps, folder: &mut RunFolder, stop: &AtomicI32) -> anyhow::Result<()> {
         let (flags, total) = (&self.args.flags, steps.total());
         let resolved = self.resolved(total);
         let settings = resolved::numbers(self.args, &resolved);
@@ -157,7 +160,12 @@ impl Task<'_> {
         let (config, weights) = (opened.config.clone(), Some(&opened.weights));
         let mut decoder = load(&device, config, weights, flags.base.quantization())?;
         let Attached { index, config } = self.source.method().attach(&mut decoder)?;
-        let scratch = self.plan.report.labels.get(SCRATCH).map_or(0, |usage| usage.peak);
+        let scratch = self
+            .plan
+            .report
+            .labels
+            .get(SCRATCH)
+            .map_or(0, |usage| usage.peak);
         device.reserve_scratch(scratch as usize)?;
         let purpose = Purpose::Training(self.plan.keep);
         let mut session = Session::new(device.clone(), decoder, index, self.limits, purpose)?;
@@ -166,7 +174,13 @@ impl Task<'_> {
             Source::From { adapter, .. } => lora::restore(&device, &mut session.params, adapter),
         }
         let base_model = Some(base_name(opened));
-        Ok((session, AdapterConfig { base_model, ..config }))
+        Ok((
+            session,
+            AdapterConfig {
+                base_model,
+                ..config
+            },
+        ))
     }
 }
 

@@ -105,7 +105,7 @@ fn what_cannot_be_done_is_told_in_one_line_and_leaves_nothing() {
     );
     let empty = inputs.write("empty.jsonl", "");
     let csv = inputs.write("a.csv", "a,b\n");
-    let cases: [(&[&str], &str); 22] = [
+    let cases: [(&[&str], &str); 23] = [
         (&["no-model", &data], "no-model: no such file or folder"),
         (&["evla", &model, &data], "evla: no such file"),
         (&[&adapter, &data], "is a PEFT adapter, not a model"),
@@ -151,6 +151,10 @@ fn what_cannot_be_done_is_told_in_one_line_and_leaves_nothing() {
         (
             &["eval", &model, &data, "--adapter", &model],
             "adapter_config.json",
+        ),
+        (
+            &["eval", &model, &data, "--memory-budget", "64KiB"],
+            "with --memory-budget: cpu: out of memory",
         ),
         (
             &["generate", &model, "--prompt", "a"],

@@ -4,7 +4,7 @@ use std::fs;
 
 use serde_json::Value;
 
-use crate::{Place, QUICK, data, fixture, metrics, model, refusal};
+use crate::{Place, QUICK, data, fixture, metrics, model, refusal, stderr};
 
 #[test]
 fn the_resolved_settings_repeat_the_run_bit_for_bit() {
@@ -288,4 +288,21 @@ fn files_that_the_adapter_needs_lie_beside_it() {
     assert_eq!(config["base_model_name_or_path"], model);
     place.ok(&["quantize", &model, "--output", "q"]);
     place.ok(&["eval", "q", &records, "--adapter", "a"]);
+}
+
+#[test]
+fn the_demo_teaches_what_it_promises_and_cleans_up() {
+    let place = Place::new();
+    fs::create_dir(place.path("tmp")).unwrap();
+    let mut command = place.command(&["demo"]);
+    let output = command.env("TMPDIR", place.path("tmp")).output().unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
+    let text = String::from_utf8(output.stdout).unwrap();
+    let (before, after) = text.split_once("And what it writes now").unwrap();
+    for start in ["Name: ", "Job: ", "Home: ", "Pet: ", "Food: "] {
+        let count = |text: &str| text.lines().filter(|line| line.starts_with(start)).count();
+        assert_eq!((count(before), count(after)), (0, 2), "{start}: {text}");
+    }
+    assert_eq!(place.names(), ["tmp"]);
+    assert_eq!(fs::read_dir(place.path("tmp")).unwrap().count(), 0);
 }
