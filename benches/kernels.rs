@@ -58,9 +58,7 @@ impl Product {
             Right::F32 | Right::Nf4F32 => Dtype::F32,
         };
         let blocks = quant::blocks(n * k);
-        let codes: Vec<u8> = (0..quant::code_bytes(n * k))
-            .map(|i| (i * 167) as u8)
-            .collect();
+        let codes: Vec<u8> = (0..quant::code_bytes(n * k)).map(|i| (i * 167) as u8).collect();
         let nested = vec![0.01; quant::nested_blocks(blocks)];
         Self {
             left: numbers(device, dtype, m * k),
@@ -124,10 +122,7 @@ fn uploaded<T: bytemuck::Pod>(device: &Device, values: &[T]) -> Buf<T> {
 
 fn gemm(criterion: &mut Criterion) {
     for threads in [1, 2] {
-        let name = format!(
-            "gemm, {threads} thread{}",
-            if threads == 1 { "" } else { "s" }
-        );
+        let name = format!("gemm, {threads} thread{}", if threads == 1 { "" } else { "s" });
         let mut group = criterion.benchmark_group(name);
         group
             .sample_size(10)

@@ -141,8 +141,7 @@ fn measure(case: &(Shape, usize, Keep), threads: usize, steps: usize) -> Result<
     let device = Device::cpu(threads, Dtype::Bf16, u64::MAX);
     let weights = Weights::single(&folder.path().join("model.safetensors"))?;
     let mut decoder = load(&device, config, Some(&weights), Quantization::None)?;
-    let settings =
-        Settings { rank: RANK, alpha: 32.0, dropout: 0.0, targets: Targets::AllLinear };
+    let settings = Settings { rank: RANK, alpha: 32.0, dropout: 0.0, targets: Targets::AllLinear };
     let attached = lora::attach(&mut decoder, &settings)?;
     let limits = Limits { tokens, sequences: 1, targets: tokens - 1 };
     let purpose = Purpose::Training(keep);

@@ -53,10 +53,7 @@ pub enum Error {
 impl Error {
     /// The user's mistake at `place`; `what` also says what to do.
     pub fn input(place: impl Into<Place>, what: impl Into<String>) -> Self {
-        Self::Input {
-            place: place.into(),
-            what: what.into(),
-        }
+        Self::Input { place: place.into(), what: what.into() }
     }
 
     /// Adapter for `map_err` on file-system calls.

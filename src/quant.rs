@@ -64,9 +64,7 @@ impl Kind {
 
     /// The kind of that [`name`](Self::name).
     pub fn from_name(name: &str) -> Option<Self> {
-        [Self::Nf4, Self::Fp4]
-            .into_iter()
-            .find(|kind| kind.name() == name)
+        [Self::Nf4, Self::Fp4].into_iter().find(|kind| kind.name() == name)
     }
 
     /// The value of each code, as a multiple of the block's scale.
@@ -136,9 +134,7 @@ pub const fn nested_blocks(blocks: usize) -> usize {
 #[inline(always)]
 fn absmax(values: &[f32]) -> f32 {
     // As integers, the bits of non-negative floats order like their values.
-    let bits = values
-        .iter()
-        .fold(0, |max: u32, x| max.max(x.to_bits() & 0x7fff_ffff));
+    let bits = values.iter().fold(0, |max: u32, x| max.max(x.to_bits() & 0x7fff_ffff));
     f32::from_bits(bits)
 }
 

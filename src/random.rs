@@ -30,11 +30,7 @@ impl Random {
     /// The numbers of a seed for one purpose at one step (or epoch, or tensor: what counts for the
     /// purpose).
     pub fn new(seed: u64, purpose: Purpose, step: u32) -> Self {
-        Self {
-            key: [seed as u32, (seed >> 32) as u32],
-            purpose: purpose as u32,
-            step,
-        }
+        Self { key: [seed as u32, (seed >> 32) as u32], purpose: purpose as u32, step }
     }
 
     /// A uniform 32-bit number.
@@ -74,12 +70,7 @@ impl Random {
     }
 
     fn block(&self, counter: u64) -> [u32; 4] {
-        let counter = [
-            counter as u32,
-            (counter >> 32) as u32,
-            self.step,
-            self.purpose,
-        ];
+        let counter = [counter as u32, (counter >> 32) as u32, self.step, self.purpose];
         philox(counter, self.key)
     }
 }
@@ -95,10 +86,7 @@ pub fn philox(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
             (low >> 32) as u32 ^ counter[3] ^ key[1],
             low as u32,
         ];
-        key = [
-            key[0].wrapping_add(0x9E37_79B9),
-            key[1].wrapping_add(0xBB67_AE85),
-        ];
+        key = [key[0].wrapping_add(0x9E37_79B9), key[1].wrapping_add(0xBB67_AE85)];
     }
     counter
 }
@@ -111,10 +99,7 @@ mod tests {
     #[test]
     fn philox_gives_the_published_words() {
         let ones = u32::MAX;
-        assert_eq!(
-            philox([0; 4], [0; 2]),
-            [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8]
-        );
+        assert_eq!(philox([0; 4], [0; 2]), [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8]);
         assert_eq!(
             philox([ones; 4], [ones; 2]),
             [0x408f_276d, 0x41c8_3b0e, 0xa20b_c7c6, 0x6d54_51fd]
@@ -131,9 +116,7 @@ mod tests {
     #[test]
     fn normal_numbers_have_mean_zero_variance_one_and_thin_tails() {
         let random = Random::new(7, Purpose::Init, 3);
-        let draws: Vec<f64> = (0..20_000)
-            .map(|i| f64::from(random.normal_at(i)))
-            .collect();
+        let draws: Vec<f64> = (0..20_000).map(|i| f64::from(random.normal_at(i))).collect();
         let moment = |power| draws.iter().map(|x| x.powi(power)).sum::<f64>() / 20_000.0;
         assert!(moment(1).abs() < 0.03, "{}", moment(1));
         assert!((moment(2) - 1.0).abs() < 0.04, "{}", moment(2));
@@ -150,10 +133,7 @@ mod tests {
             sorted.sort_unstable();
             assert_eq!(sorted, [0, 1, 2, 3, 4]);
         }
-        assert!(
-            firsts.iter().all(|&n| (850..1150).contains(&n)),
-            "{firsts:?}"
-        );
+        assert!(firsts.iter().all(|&n| (850..1150).contains(&n)), "{firsts:?}");
     }
 
     #[test]

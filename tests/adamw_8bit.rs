@@ -3,7 +3,7 @@
 
 use half::bf16;
 use qlora_train::device::{Buf, Device, Dtype};
-use qlora_train::ops::adamw::{Hyper, adamw, State32};
+use qlora_train::ops::adamw::{Hyper, State32, adamw};
 use qlora_train::ops::adamw_8bit::{State8, adamw_8bit};
 use qlora_train::quant::{SIGNED, UNSIGNED};
 use safetensors::SafeTensors;
@@ -26,10 +26,7 @@ fn hyper(step: u64, weight_decay: f64) -> Hyper {
 #[test]
 fn eight_bit_curves_are_those_of_bitsandbytes() {
     let (file, device) = (Fixture::open(), Device::cpu(2, Dtype::F32, u64::MAX));
-    let (start, grads) = (
-        file.floats("adamw8.wide.start"),
-        file.grads("adamw8.wide.grads"),
-    );
+    let (start, grads) = (file.floats("adamw8.wide.start"), file.grads("adamw8.wide.grads"));
     for decay in DECAYS {
         let mut values = buf(&device, &start);
         let [mut m, mut v] = [(); 2].map(|()| buf(&device, &vec![0u8; start.len()]));
@@ -46,38 +43,15 @@ fn eight_bit_curves_are_those_of_bitsandbytes() {
                 unsigned_map: &maps[1],
             };
             let (grads, hyper) = (buf(&device, grads), hyper(step, decay));
-            adamw_8bit(
-                &device,
-                &mut values,
-                &grads,
-                state,
-                0..start.len(),
-                0,
-                0,
-                &hyper,
-            );
+            adamw_8bit(&device, &mut values, &grads, state, 0..start.len(), 0, 0, &hyper);
             if !STEPS_KEPT.contains(&step) {
                 continue;
             }
             let name = format!("adamw8.wide.step{step}");
-            assert_eq!(
-                numbers(&device, &m),
-                file.bytes(&format!("{name}.state1")),
-                "{name}"
-            );
-            assert_eq!(
-                numbers(&device, &v),
-                file.bytes(&format!("{name}.state2")),
-                "{name}"
-            );
-            assert_near(
-                &numbers(&device, &m_absmax),
-                &file.floats(&format!("{name}.absmax1")),
-            );
-            assert_near(
-                &numbers(&device, &v_absmax),
-                &file.floats(&format!("{name}.absmax2")),
-            );
+            assert_eq!(numbers(&device, &m), file.bytes(&format!("{name}.state1")), "{name}");
+            assert_eq!(numbers(&device, &v), file.bytes(&format!("{name}.state2")), "{name}");
+            assert_near(&numbers(&device, &m_absmax), &file.floats(&format!("{name}.absmax1")));
+            assert_near(&numbers(&device, &v_absmax), &file.floats(&format!("{name}.absmax2")));
             let param = file.floats(&format!("adamw8.wide.wd{decay:?}.step{step}.param"));
             assert_near(&numbers(&device, &values), &param);
         }
@@ -87,10 +61,7 @@ fn eight_bit_curves_are_those_of_bitsandbytes() {
 #[test]
 fn curves_with_f32_moments_are_those_of_torch() {
     let (file, device) = (Fixture::open(), Device::cpu(2, Dtype::F32, u64::MAX));
-    let (start, grads) = (
-        file.floats("adamw8.narrow.start"),
-        file.grads("adamw8.narrow.grads"),
-    );
+    let (start, grads) = (file.floats("adamw8.narrow.start"), file.grads("adamw8.narrow.grads"));
     for decay in DECAYS {
         let mut values = buf(&device, &start);
         let [mut m, mut v] = [(); 2].map(|()| buf(&device, &vec![0.0f32; start.len()]));
@@ -108,14 +79,8 @@ fn curves_with_f32_moments_are_those_of_torch() {
                 continue;
             }
             let name = format!("adamw8.narrow.step{step}");
-            assert_near(
-                &numbers(&device, &m),
-                &file.floats(&format!("{name}.state1")),
-            );
-            assert_near(
-                &numbers(&device, &v),
-                &file.floats(&format!("{name}.state2")),
-            );
+            assert_near(&numbers(&device, &m), &file.floats(&format!("{name}.state1")));
+            assert_near(&numbers(&device, &v), &file.floats(&format!("{name}.state2")));
             let param = file.floats(&format!("adamw8.narrow.wd{decay:?}.step{step}.param"));
             assert_near(&numbers(&device, &values), &param);
         }
@@ -127,10 +92,7 @@ fn curves_with_f32_moments_are_those_of_torch() {
 fn assert_near(found: &[f32], expected: &[f32]) {
     assert_eq!(found.len(), expected.len());
     let largest = expected.iter().fold(0.0f32, |m, x| m.max(x.abs()));
-    let worst = found
-        .iter()
-        .zip(expected)
-        .fold(0.0f32, |m, (f, e)| m.max((f - e).abs()));
+    let worst = found.iter().zip(expected).fold(0.0f32, |m, (f, e)| m.max((f - e).abs()));
     assert!(worst <= 1e-6 * largest, "{worst:e} of {largest}");
 }
 
@@ -150,10 +112,7 @@ struct Fixture(Vec<u8>);
 
 impl Fixture {
     fn open() -> Self {
-        let path = concat!(
-            env!("CARGO_MANIFEST_DIR"),
-            "/tests/fixtures/quant.safetensors"
-        );
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/quant.safetensors");
         Self(std::fs::read(path).expect(path))
     }
 
@@ -163,17 +122,12 @@ impl Fixture {
     }
 
     fn floats(&self, name: &str) -> Vec<f32> {
-        self.bytes(name)
-            .chunks_exact(4)
-            .map(bytemuck::pod_read_unaligned)
-            .collect()
+        self.bytes(name).chunks_exact(4).map(bytemuck::pod_read_unaligned).collect()
     }
 
     fn grads(&self, name: &str) -> Vec<f32> {
         let numbers = self.bytes(name);
-        let bf16s = numbers
-            .chunks_exact(2)
-            .map(bytemuck::pod_read_unaligned::<bf16>);
+        let bf16s = numbers.chunks_exact(2).map(bytemuck::pod_read_unaligned::<bf16>);
         bf16s.map(f32::from).collect()
     }
 }

@@ -109,30 +109,19 @@ fn both_spellings_mean_the_same_model() {
 fn llama_keeps_its_sizes_and_biases() {
     let c = config(LLAMA, "");
     assert_eq!(c.architecture, "LlamaForCausalLM");
-    assert_eq!(
-        (c.hidden, c.layers, c.heads, c.kv_heads, c.head_dim),
-        (64, 6, 4, 2, 16)
-    );
-    assert_eq!(
-        (c.feed_forward, c.vocab, c.max_positions, c.eps),
-        (96, 100, 256, 1e-6)
-    );
+    assert_eq!((c.hidden, c.layers, c.heads, c.kv_heads, c.head_dim), (64, 6, 4, 2, 16));
+    assert_eq!((c.feed_forward, c.vocab, c.max_positions, c.eps), (96, 100, 256, 1e-6));
     assert!(c.tied && c.qkv_bias && c.o_bias && c.mlp_bias && !c.qk_norm && !c.sandwich);
     assert_eq!((c.center, c.activation), (Center::Zero, Activation::Silu));
-    assert_eq!(
-        (c.attention_scale, c.projections),
-        (0.25, Projections::Separate)
-    );
+    assert_eq!((c.attention_scale, c.projections), (0.25, Projections::Separate));
     assert_eq!((c.bos, c.eos, c.pad), (vec![1], vec![2, 3], None));
     assert_eq!(c.ropes[0].width(), 16);
 }
 
 #[test]
 fn the_first_llama_files_lack_fields_that_have_one_meaning() {
-    let c = config(
-        LLAMA,
-        r#""num_key_value_heads": null, "rope_scaling": null, "rope_theta": null"#,
-    );
+    let c =
+        config(LLAMA, r#""num_key_value_heads": null, "rope_scaling": null, "rope_theta": null"#);
     let plain = config(MISTRAL, r#""head_dim": 16, "sliding_window": null"#);
     assert_eq!(c.kv_heads, 4);
     assert_eq!(c.ropes, plain.ropes);
@@ -146,26 +135,14 @@ fn families_differ_where_the_reference_says() {
     assert!(phi3.projections == Projections::Fused && !phi3.qkv_bias);
     let [gemma, gemma2, gemma3] = [GEMMA, GEMMA2, GEMMA3].map(|family| config(family, ""));
     for c in [&gemma, &gemma2, &gemma3] {
-        assert_eq!(
-            (c.center, c.activation),
-            (Center::One, Activation::GeluTanh)
-        );
+        assert_eq!((c.center, c.activation), (Center::One, Activation::GeluTanh));
         assert!(c.tied);
     }
     assert!(!gemma.sandwich && gemma2.sandwich && gemma3.sandwich);
     assert!(!gemma.qk_norm && !gemma2.qk_norm && gemma3.qk_norm);
-    assert_eq!(
-        (gemma2.attention_soft_cap, gemma2.final_soft_cap),
-        (Some(50.0), Some(30.0))
-    );
-    assert_eq!(
-        (gemma3.attention_soft_cap, gemma3.final_soft_cap),
-        (None, None)
-    );
-    assert_eq!(
-        (gemma2.attention_scale, gemma3.attention_scale),
-        (0.125, 0.25)
-    );
+    assert_eq!((gemma2.attention_soft_cap, gemma2.final_soft_cap), (Some(50.0), Some(30.0)));
+    assert_eq!((gemma3.attention_soft_cap, gemma3.final_soft_cap), (None, None));
+    assert_eq!((gemma2.attention_scale, gemma3.attention_scale), (0.125, 0.25));
 }
 
 #[test]
@@ -179,13 +156,7 @@ fn windows_and_rotary_tables_fall_on_the_right_layers() {
     assert_eq!(windows(QWEN2, ""), [0, 0, 0, 0, 16, 16]);
     assert_eq!(windows(QWEN2, r#""max_window_layers": 0"#), [16; 6]);
     assert_eq!(windows(QWEN2, r#""use_sliding_window": false"#), [0; 6]);
-    assert_eq!(
-        windows(
-            QWEN2,
-            r#""use_sliding_window": true, "max_window_layers": 9"#
-        ),
-        [0; 6]
-    );
+    assert_eq!(windows(QWEN2, r#""use_sliding_window": true, "max_window_layers": 9"#), [0; 6]);
     assert_eq!(windows(PHI3, ""), [2047; 6]);
     assert_eq!(windows(GEMMA2, ""), [32, 0, 32, 0, 32, 0]);
     assert_eq!(windows(GEMMA3, ""), [32, 32, 0, 32, 32, 0]);
@@ -213,10 +184,7 @@ fn fields_of_other_families_that_say_nothing_are_passed_over() {
 
 #[test]
 fn quantization_is_handed_on_as_found() {
-    let c = config(
-        LLAMA,
-        r#""quantization_config": {"quant_method": "bitsandbytes", "x": [1]}"#,
-    );
+    let c = config(LLAMA, r#""quantization_config": {"quant_method": "bitsandbytes", "x": [1]}"#);
     assert_eq!(c.quantization.unwrap()["x"][0], 1);
 }
 
@@ -224,10 +192,7 @@ fn quantization_is_handed_on_as_found() {
 fn bad_configs_are_refused_with_file_field_and_advice() {
     for (family, changes, fragments) in BAD {
         let message = parse(&text(family, changes)).unwrap_err().to_string();
-        assert!(
-            message.starts_with("config.json: field "),
-            "{changes}: {message}"
-        );
+        assert!(message.starts_with("config.json: field "), "{changes}: {message}");
         for fragment in *fragments {
             assert!(message.contains(fragment), "{changes}: {message}");
         }
@@ -244,10 +209,7 @@ fn a_missing_field_is_named() {
         let mut map = map(&text(GEMMA2, ""));
         map.remove(key);
         let message = Config::parse(map, Path::new("c")).unwrap_err().to_string();
-        assert!(
-            message.starts_with(&format!("c: field {key}: missing, expected ")),
-            "{message}"
-        );
+        assert!(message.starts_with(&format!("c: field {key}: missing, expected ")), "{message}");
     }
 }
 
@@ -258,17 +220,11 @@ fn text_that_is_not_an_object_is_refused_with_its_file() {
     for (text, fragment) in [
         ("[]", "holds a list, expected a JSON object"),
         ("{\"rms_norm_eps\": NaN}", "not valid JSON"),
-        (
-            "{\"vocab_size\": 1,\n\"vocab_size\": 2}",
-            "line 2: not valid JSON",
-        ),
+        ("{\"vocab_size\": 1,\n\"vocab_size\": 2}", "line 2: not valid JSON"),
     ] {
         fs::write(&path, text).unwrap();
         let message = Config::read(&path).unwrap_err().to_string();
-        assert!(
-            message.contains("config.json") && message.contains(fragment),
-            "{message}"
-        );
+        assert!(message.contains("config.json") && message.contains(fragment), "{message}");
     }
 }
 
@@ -291,23 +247,11 @@ fn damaged_text_never_panics_and_never_makes_an_inconsistent_config() {
 
 /// What a config promises, used once.
 fn check(c: &Config, text: &str) {
-    assert!(
-        c.kinds.len() == c.layers && c.heads.is_multiple_of(c.kv_heads),
-        "{text}"
-    );
-    assert!(
-        c.eps > 0.0 && c.attention_scale.is_finite() && c.attention_scale > 0.0,
-        "{text}"
-    );
-    assert!(
-        c.kinds.iter().all(|kind| kind.rope < c.ropes.len()),
-        "{text}"
-    );
+    assert!(c.kinds.len() == c.layers && c.heads.is_multiple_of(c.kv_heads), "{text}");
+    assert!(c.eps > 0.0 && c.attention_scale.is_finite() && c.attention_scale > 0.0, "{text}");
+    assert!(c.kinds.iter().all(|kind| kind.rope < c.ropes.len()), "{text}");
     for rope in &c.ropes {
-        assert!(
-            rope.width() % 2 == 0 && rope.width() <= c.head_dim,
-            "{text}"
-        );
+        assert!(rope.width() % 2 == 0 && rope.width() <= c.head_dim, "{text}");
         let mut row = vec![f32::NAN; rope.width()];
         rope.fill(3..4, 1000, &mut row);
         assert!(row.iter().all(|number| number.is_finite()), "{text}");
@@ -318,9 +262,7 @@ fn check(c: &Config, text: &str) {
 fn damage(text: String, state: &mut u64) -> String {
     let mut bytes = text.into_bytes();
     let mut draw = |below: usize| {
-        *state = state
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1);
+        *state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
         (*state >> 33) as usize % below
     };
     for _ in 0..=draw(3) {

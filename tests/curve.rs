@@ -7,9 +7,9 @@ mod common;
 
 use common::{NF4, Open, TRAINING, fixture, json, tensor};
 use qlora_train::checkpoint::tensors::TensorFile;
+use qlora_train::data::TrainOn;
 use qlora_train::data::{Batching, Order, Packing};
 use qlora_train::data::{Dataset, Policy};
-use qlora_train::data::TrainOn;
 use qlora_train::device::Dtype;
 use qlora_train::model::load::Quantization;
 use qlora_train::ops::dropout::Draw;

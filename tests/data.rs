@@ -20,10 +20,8 @@ mod templates;
 
 #[expect(clippy::print_stdout, reason = "says why nothing was compared")]
 fn shared(path: &str) -> Option<PathBuf> {
-    let root = std::env::var_os("QLORA_SHARED").map_or_else(
-        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared"),
-        PathBuf::from,
-    );
+    let root = std::env::var_os("QLORA_SHARED")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared"), PathBuf::from);
     let path = root.join("data").join(path);
     if !path.exists() {
         println!("skipped: shared data absent");
@@ -40,11 +38,7 @@ fn read_json(path: &Path) -> Value {
 const NOW: i64 = 1_735_787_045;
 
 fn policy(vocab_size: usize, seq_len: usize) -> Policy {
-    Policy {
-        seq_len,
-        vocab_size,
-        train_on: TrainOn::Completion,
-    }
+    Policy { seq_len, vocab_size, train_on: TrainOn::Completion }
 }
 
 /// A tokenizer of single ASCII characters and a few merged pairs; ids 0 `<unk>`, 1 `<s>`, 2 `</s>`.
@@ -82,11 +76,7 @@ impl Tiny {
                 "merges": [[" ", "4"], ["a", "b"]]},
         });
         let config = json!({"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"});
-        Self {
-            folder: tempfile::tempdir().unwrap(),
-            tokenizer,
-            config,
-        }
+        Self { folder: tempfile::tempdir().unwrap(), tokenizer, config }
     }
 
     fn add_bos(mut self) -> Self {
@@ -107,11 +97,7 @@ impl Tiny {
     fn files(&self) -> TokenizerFiles {
         let folder = self.folder.path();
         std::fs::write(folder.join("tokenizer.json"), self.tokenizer.to_string()).unwrap();
-        std::fs::write(
-            folder.join("tokenizer_config.json"),
-            self.config.to_string(),
-        )
-        .unwrap();
+        std::fs::write(folder.join("tokenizer_config.json"), self.config.to_string()).unwrap();
         TokenizerFiles::in_folder(folder)
     }
 

@@ -15,7 +15,15 @@ use qlora_train::tolerance::{self, max_error, scaled_error};
 use qlora_train::train::session::Session;
 
 const FAMILIES: [&str; 10] = [
-    "llama", "llama2", "llama-dynamic", "mistral", "qwen2", "qwen3", "phi3", "gemma", "gemma2",
+    "llama",
+    "llama2",
+    "llama-dynamic",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "phi3",
+    "gemma",
+    "gemma2",
     "gemma3",
 ];
 
@@ -40,7 +48,11 @@ struct Case {
 }
 
 impl Case {
-    fn open(family: &str, (base, quantization): (&'static str, Quantization), dtype: Dtype) -> Self {
+    fn open(
+        family: &str,
+        (base, quantization): (&'static str, Quantization),
+        dtype: Dtype,
+    ) -> Self {
         let folder = fixture("models").join(family);
         let reference = json(&folder.join("reference.json"));
         let examples = examples(reference["rows"].as_array().unwrap());
@@ -73,7 +85,8 @@ impl Case {
     }
 
     fn gradients(&mut self) -> (f64, Vec<Gradient>) {
-        let step = self.session.gradient(std::slice::from_ref(&self.all), Draw { seed: 0, stream: 0 });
+        let step =
+            self.session.gradient(std::slice::from_ref(&self.all), Draw { seed: 0, stream: 0 });
         let params = &self.session.params;
         let mut grads = vec![0.0; params.index().len()];
         self.session.device.download(&params.grads, &mut grads);

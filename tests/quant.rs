@@ -34,11 +34,7 @@ const KINDS: [Kind; 2] = [Kind::Nf4, Kind::Fp4];
 fn maps_are_those_of_bitsandbytes() {
     let file = Fixture::open();
     for kind in KINDS {
-        assert_bits(
-            kind.values(),
-            &file.floats(&format!("map.{}", kind.name())),
-            kind.name(),
-        );
+        assert_bits(kind.values(), &file.floats(&format!("map.{}", kind.name())), kind.name());
     }
     assert_bits(SIGNED.values(), &file.floats("map.signed"), "signed");
     assert_bits(UNSIGNED.values(), &file.floats("map.unsigned"), "unsigned");
@@ -50,11 +46,7 @@ fn encoded_bytes_and_scales_are_those_of_bitsandbytes() {
     for (case, kind) in cases_and_kinds() {
         let (codes, scales) = encoded(kind, &file.floats(&format!("{case}.input")));
         let name = kind.name();
-        assert_eq!(
-            codes,
-            file.bytes(&format!("{case}.{name}.codes")),
-            "{case}, {name}"
-        );
+        assert_eq!(codes, file.bytes(&format!("{case}.{name}.codes")), "{case}, {name}");
         assert_bits(&scales, &file.floats(&format!("{case}.absmax")), case);
     }
 }
@@ -65,20 +57,12 @@ fn double_quantized_scales_are_those_of_bitsandbytes() {
     for case in CASES {
         let scales = file.floats(&format!("{case}.absmax"));
         let offset = mean(&scales);
-        assert_bits(
-            &[offset],
-            &file.floats(&format!("{case}.nested.offset")),
-            case,
-        );
+        assert_bits(&[offset], &file.floats(&format!("{case}.nested.offset")), case);
         let mut codes = vec![0; scales.len()];
         let mut nested = vec![0.0; quant::nested_blocks(scales.len())];
         encode_scales(&scales, offset, &mut codes, &mut nested);
         assert_eq!(codes, file.bytes(&format!("{case}.nested.codes")), "{case}");
-        assert_bits(
-            &nested,
-            &file.floats(&format!("{case}.nested.absmax")),
-            case,
-        );
+        assert_bits(&nested, &file.floats(&format!("{case}.nested.absmax")), case);
     }
 }
 
@@ -102,10 +86,7 @@ fn decoded_values_are_those_of_bitsandbytes() {
         let prefix = format!("{prefix}.nested");
         compared += file.compare_decoded(&prefix, kind, &codes, |block| double.scale(block));
     }
-    assert!(
-        compared >= 100,
-        "only {compared} arrays were there to compare"
-    );
+    assert!(compared >= 100, "only {compared} arrays were there to compare");
 }
 
 #[test]
@@ -115,11 +96,7 @@ fn optimizer_states_fall_on_the_nearest_entry() {
         let array = |part: &str| file.floats(&format!("blockwise.{name}.{part}"));
         let input = array("input");
         let (codes, scales, back) = states(map, &input);
-        assert_eq!(
-            codes,
-            file.bytes(&format!("blockwise.{name}.codes")),
-            "{name}"
-        );
+        assert_eq!(codes, file.bytes(&format!("blockwise.{name}.codes")), "{name}");
         assert_bits(&scales, &array("absmax"), name);
         assert_bits(&back, &array("f32"), name);
     }
@@ -133,22 +110,13 @@ fn nf4_loses_as_much_of_a_normal_distribution_as_the_reference_does() {
     let (codes, scales) = encoded(Kind::Nf4, &values);
     let mut back = vec![0.0; values.len()];
     decode_f32(Kind::Nf4, &codes, |block| scales[block], 0, &mut back);
-    let sum: f64 = values
-        .iter()
-        .zip(&back)
-        .map(|(a, b)| f64::from((a - b).abs()))
-        .sum();
+    let sum: f64 = values.iter().zip(&back).map(|(a, b)| f64::from((a - b).abs())).sum();
     let error = sum / values.len() as f64;
-    assert!(
-        (error - 0.072798).abs() < 7.0 * 0.00008,
-        "mean absolute error {error}"
-    );
+    assert!((error - 0.072798).abs() < 7.0 * 0.00008, "mean absolute error {error}");
 }
 
 fn cases_and_kinds() -> impl Iterator<Item = (&'static str, Kind)> {
-    CASES
-        .into_iter()
-        .flat_map(|case| KINDS.map(|kind| (case, kind)))
+    CASES.into_iter().flat_map(|case| KINDS.map(|kind| (case, kind)))
 }
 
 fn encoded(kind: Kind, values: &[f32]) -> (Vec<u8>, Vec<f32>) {
@@ -171,9 +139,8 @@ fn states(map: &Dynamic, values: &[f32]) -> (Vec<u8>, Vec<f32>, Vec<f32>) {
 fn normal(n: usize) -> Vec<f32> {
     let mut state = 20_230_523_u64;
     let mut uniform = || {
-        state = state
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
+        state =
+            state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         ((state >> 11) as f64 + 0.5) / (1_u64 << 53) as f64
     };
     let mut draw = || (-2.0 * uniform().ln()).sqrt() * (std::f64::consts::TAU * uniform()).cos();
@@ -183,11 +150,7 @@ fn normal(n: usize) -> Vec<f32> {
 fn assert_bits(got: &[f32], expected: &[f32], what: &str) {
     assert_eq!(got.len(), expected.len(), "{what}: length");
     for (i, (got, expected)) in got.iter().zip(expected).enumerate() {
-        assert_eq!(
-            got.to_bits(),
-            expected.to_bits(),
-            "{what}[{i}]: {got:e}, not {expected:e}"
-        );
+        assert_eq!(got.to_bits(), expected.to_bits(), "{what}[{i}]: {got:e}, not {expected:e}");
     }
 }
 
@@ -200,10 +163,7 @@ struct Fixture(Vec<u8>);
 
 impl Fixture {
     fn open() -> Self {
-        let path = concat!(
-            env!("CARGO_MANIFEST_DIR"),
-            "/tests/fixtures/quant.safetensors"
-        );
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/quant.safetensors");
         Self(std::fs::read(path).expect(path))
     }
 
@@ -221,18 +181,10 @@ impl Fixture {
         let tensor = tensors.tensor(name).expect(name);
         let bytes = tensor.data();
         match tensor.dtype() {
-            Dtype::F32 => bytes
-                .as_chunks()
-                .0
-                .iter()
-                .map(|b| f32::from_le_bytes(*b))
-                .collect(),
-            Dtype::BF16 => bytes
-                .as_chunks()
-                .0
-                .iter()
-                .map(|b| bf16::from_le_bytes(*b).to_f32())
-                .collect(),
+            Dtype::F32 => bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
+            Dtype::BF16 => {
+                bytes.as_chunks().0.iter().map(|b| bf16::from_le_bytes(*b).to_f32()).collect()
+            }
             other => panic!("{name} is {other:?}"),
         }
     }
@@ -247,12 +199,7 @@ impl Fixture {
         scale_of: impl Fn(usize) -> f32,
     ) -> usize {
         let mut compared = 0;
-        let there = |name: &str| {
-            self.tensors()
-                .tensor(name)
-                .is_ok()
-                .then(|| self.floats(name))
-        };
+        let there = |name: &str| self.tensors().tensor(name).is_ok().then(|| self.floats(name));
         if let Some(expected) = there(&format!("{prefix}.f32")) {
             let mut got = vec![f32::NAN; expected.len()];
             decode_f32(kind, codes, &scale_of, 0, &mut got);

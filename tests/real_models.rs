@@ -34,8 +34,17 @@ fn greedy_continuations_are_those_of_the_reference() {
             let count = prompt["greedy_ids"].as_array().unwrap().len().to_string();
             let given = prompt["text"].as_str().unwrap();
             let found = run_json(&[
-                "generate", text(&model), "--prompt", given, "--max-new-tokens", &count, "--dtype",
-                "f32", "--quantization", "none", "--json",
+                "generate",
+                text(&model),
+                "--prompt",
+                given,
+                "--max-new-tokens",
+                &count,
+                "--dtype",
+                "f32",
+                "--quantization",
+                "none",
+                "--json",
             ]);
             assert_eq!(found["prompt_tokens"], prompt["ids"], "{name}: {given}");
             assert_eq!(found["tokens"], prompt["greedy_ids"], "{name}: {given}");
@@ -58,19 +67,38 @@ fn sharded_bf16_weights_give_the_losses_of_the_single_file() {
     assert!((single - sharded).abs() < 0.01 * single, "{single} and {sharded}");
 }
 
-/// Trains as the demonstration's README says and gives the losses before and after.
-fn fine_tune(shared: &Path, output: &Path, data: &str, valid: &str, steps: &str, rate: &str) -> [f64; 2] {
+/// Trains as the demonstration's README says, and gives the losses before and after.
+fn fine_tune(shared: &Path, output: &Path, task: &str, steps: &str, rate: &str) -> [f64; 2] {
     let model = shared.join("data/models/stories260k");
-    let (train, valid) = (shared.join("data/demo").join(data), shared.join("data/demo").join(valid));
+    let file = |part: &str| shared.join("data/demo").join(format!("{task}_{part}.jsonl"));
+    let (train, valid) = (file("train"), file("valid"));
     let warmup = (steps.parse::<f64>().unwrap() * 0.05).ceil().to_string();
     run(&[
-        text(&model), text(&train), "--output-dir", text(output), "--lora-r", "8", "--lora-alpha",
-        "16", "--batch-size", "16", "--grad-accum", "1", "--no-packing", "--max-steps", steps,
-        "--learning-rate", rate, "--warmup-steps", &warmup,
+        text(&model),
+        text(&train),
+        "--output-dir",
+        text(output),
+        "--lora-r",
+        "8",
+        "--lora-alpha",
+        "16",
+        "--batch-size",
+        "16",
+        "--grad-accum",
+        "1",
+        "--no-packing",
+        "--max-steps",
+        steps,
+        "--learning-rate",
+        rate,
+        "--warmup-steps",
+        &warmup,
+        "--seq-len",
+        "256",
     ]);
     let loss = |adapter: &[&str]| {
-        let args = [&["eval", text(&model), text(&valid), "--json"], adapter].concat();
-        run_json(&args)["results"][0]["loss"].as_f64().unwrap()
+        let args = ["eval", text(&model), text(&valid), "--seq-len", "256", "--json"];
+        run_json(&[&args, adapter].concat())["results"][0]["loss"].as_f64().unwrap()
     };
     [loss(&[]), loss(&["--adapter", text(output)])]
 }
@@ -80,9 +108,8 @@ fn cards_are_learned_as_well_as_by_the_reference_stack() {
     let Some(shared) = shared() else { return };
     let folder = tempfile::tempdir().unwrap();
     let output = folder.path().join("cards");
-    let [before, after] =
-        fine_tune(&shared, &output, "cards_train.jsonl", "cards_valid.jsonl", "200", "5e-3");
-    assert!((before - 4.450).abs() < 0.05, "loss before: {before}");
+    let [before, after] = fine_tune(&shared, &output, "cards", "200", "5e-3");
+    assert!((before - 4.450).abs() < 0.01, "loss before: {before}");
     assert!(after < 0.04, "loss after: {after}, the reference reached 0.019");
     let exact = exact_answers(&shared, &output, 40);
     assert!(exact >= 26, "{exact} of 40 answers are exact, the reference reached 83 %");
@@ -93,9 +120,8 @@ fn pirate_talk_is_learned_as_well_as_by_the_reference_stack() {
     let Some(shared) = shared() else { return };
     let folder = tempfile::tempdir().unwrap();
     let output = folder.path().join("pirate");
-    let [before, after] =
-        fine_tune(&shared, &output, "pirate_train.jsonl", "pirate_valid.jsonl", "200", "3e-3");
-    assert!((before - 2.174).abs() < 0.03, "loss before: {before}");
+    let [before, after] = fine_tune(&shared, &output, "pirate", "200", "3e-3");
+    assert!((before - 2.174).abs() < 0.1, "loss before: {before}");
     assert!(after < 1.43, "loss after: {after}, the reference reached 1.387");
 }
 
@@ -106,8 +132,15 @@ fn exact_answers(shared: &Path, adapter: &Path, count: usize) -> usize {
     let exact = |line: &&str| {
         let card: Value = serde_json::from_str(line).unwrap();
         let found = run_json(&[
-            "generate", text(&model), "--adapter", text(adapter), "--prompt",
-            card["prompt"].as_str().unwrap(), "--max-new-tokens", "60", "--json",
+            "generate",
+            text(&model),
+            "--adapter",
+            text(adapter),
+            "--prompt",
+            card["prompt"].as_str().unwrap(),
+            "--max-new-tokens",
+            "60",
+            "--json",
         ]);
         found["text"] == card["completion"]
     };

@@ -55,10 +55,7 @@ fn a_row_is_the_same_alone_in_a_range_and_after_other_calls() {
 
 #[test]
 fn the_length_of_a_sequence_chooses_the_table_exactly_at_the_limit() {
-    for (name, limit) in [
-        ("dynamic, longer than in training", 4096),
-        ("longrope, long", 2048),
-    ] {
+    for (name, limit) in [("dynamic, longer than in training", 4096), ("longrope, long", 2048)] {
         let case = CASES.iter().find(|case| case.name == name).unwrap();
         let rope = rope(case.rotary);
         let at = |length| rows(&rope, 2000..2001, length);
@@ -90,10 +87,7 @@ fn rope(rotary: &str) -> Rope {
         "max_position_embeddings": 4096, "rms_norm_eps": 1e-6, {rotary}}}"#
     );
     let map = serde_json::from_str(&text).unwrap();
-    Config::parse(map, Path::new("config.json"))
-        .unwrap()
-        .ropes
-        .swap_remove(0)
+    Config::parse(map, Path::new("config.json")).unwrap().ropes.swap_remove(0)
 }
 
 #[rustfmt::skip] // one row a line

@@ -24,9 +24,7 @@ pub fn write(
 ) -> Result<(), Error> {
     let pending = Pending::create(path)?;
     let mut writer = BufWriter::new(pending.file());
-    body(&mut writer)
-        .and_then(|()| writer.flush())
-        .map_err(Error::io(path))?;
+    body(&mut writer).and_then(|()| writer.flush()).map_err(Error::io(path))?;
     drop(writer);
     pending.commit()
 }
@@ -65,11 +63,7 @@ impl Pending {
             .create_new(true)
             .open(&temporary)
             .map_err(Error::io(target))?;
-        Ok(Self {
-            target: target.to_owned(),
-            temporary,
-            file,
-        })
+        Ok(Self { target: target.to_owned(), temporary, file })
     }
 
     /// The open file.
@@ -105,9 +99,7 @@ impl Drop for Pending {
 
 /// Forces the names in `folder` to the disk.
 pub fn sync_folder(folder: &Path) -> Result<(), Error> {
-    File::open(folder)
-        .and_then(|f| f.sync_all())
-        .map_err(Error::io(folder))
+    File::open(folder).and_then(|f| f.sync_all()).map_err(Error::io(folder))
 }
 
 /// The folder of `path`; that of a bare name is the current one.

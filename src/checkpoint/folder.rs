@@ -23,11 +23,7 @@ impl OutputFolder {
     /// Takes `path` for output: it must be absent, then it is created with its parents, or empty.
     pub fn create(path: &Path) -> Result<Self, Error> {
         check_empty(path)?;
-        let mut folder = Self {
-            path: path.to_owned(),
-            created: Vec::new(),
-            files: Vec::new(),
-        };
+        let mut folder = Self { path: path.to_owned(), created: Vec::new(), files: Vec::new() };
         for missing in missing_folders(path) {
             fs::create_dir(&missing).map_err(Error::io(&missing))?;
             folder.created.push(missing);

@@ -44,9 +44,7 @@ pub(super) struct Entry {
 /// The error says what the length is and what would be possible.
 pub(super) fn data_start(head: &[u8], size: u64) -> Result<usize, String> {
     let Some(first) = head.first_chunk::<8>() else {
-        return Err(format!(
-            "{size} bytes are too few for a tensor file: download it again"
-        ));
+        return Err(format!("{size} bytes are too few for a tensor file: download it again"));
     };
     let length = u64::from_le_bytes(*first);
     if length > LONGEST_HEADER {
@@ -98,9 +96,7 @@ fn place_tensors(
     for (name, tensor) in raw {
         let at = || Place::file(path).tensor(&name);
         check_name(&name).map_err(|what| Error::input(at(), what))?;
-        let entry = tensor
-            .check(end, start)
-            .map_err(|what| Error::input(at(), what))?;
+        let entry = tensor.check(end, start).map_err(|what| Error::input(at(), what))?;
         end = tensor.data_offsets.1;
         if entries.insert(name.clone(), entry).is_some() {
             return Err(Error::input(at(), "stands twice in the header"));
@@ -121,10 +117,7 @@ fn place_tensors(
 
 fn check_name(name: &str) -> Result<(), String> {
     if name.is_empty() || name.len() > LONGEST_NAME {
-        Err(format!(
-            "a name of {} bytes, expected 1 to {LONGEST_NAME}",
-            name.len()
-        ))
+        Err(format!("a name of {} bytes, expected 1 to {LONGEST_NAME}", name.len()))
     } else if name.chars().any(char::is_control) {
         Err("control characters in the name".into())
     } else {
@@ -162,11 +155,7 @@ impl RawEntry {
         }
         let in_file = |offset: u64| usize::try_from(offset).ok()?.checked_add(start);
         match (in_file(begin), in_file(end)) {
-            (Some(from), Some(to)) => Ok(Entry {
-                dtype,
-                shape,
-                range: from..to,
-            }),
+            (Some(from), Some(to)) => Ok(Entry { dtype, shape, range: from..to }),
             _ => Err("offsets beyond this machine's address space".into()),
         }
     }
@@ -180,9 +169,7 @@ impl RawEntry {
             bits = bits.checked_mul(n).ok_or_else(too_large)?;
         }
         if !bits.is_multiple_of(8) {
-            return Err(format!(
-                "shape {shape:?} of {dtype} is not a whole number of bytes"
-            ));
+            return Err(format!("shape {shape:?} of {dtype} is not a whole number of bytes"));
         }
         Ok((shape, bits / 8))
     }
@@ -248,9 +235,7 @@ impl<'de> Visitor<'de> for HeaderVisitor {
                 }
                 entries.next_value::<Option<Metadata>>()?;
             } else if tensors.len() == MOST_TENSORS {
-                return Err(A::Error::custom(format_args!(
-                    "more than {MOST_TENSORS} tensors"
-                )));
+                return Err(A::Error::custom(format_args!("more than {MOST_TENSORS} tensors")));
             } else {
                 tensors.push((name, entries.next_value()?));
             }

@@ -98,10 +98,7 @@ mod tests {
     #[test]
     fn each_stranger_is_recognised_and_tensor_files_are_not() {
         let cases: [(&[u8], Option<Kind>); 12] = [
-            (
-                b"version https://git-lfs.github.com/spec/v1\n",
-                Some(Kind::LfsPointer),
-            ),
+            (b"version https://git-lfs.github.com/spec/v1\n", Some(Kind::LfsPointer)),
             (b"\n<!DOCTYPE html><html>", Some(Kind::WebPage)),
             (b"GGUF\x03\0\0\0", Some(Kind::Gguf)),
             (b"PK\x03\x04....", Some(Kind::Pickle)),

@@ -55,10 +55,7 @@ impl ShardIndex {
         shards.values_mut().zip(0..).for_each(|(slot, i)| *slot = i);
         Ok(Self {
             shards: shards.keys().map(|&name| name.to_owned()).collect(),
-            tensors: map
-                .iter()
-                .map(|(t, s)| (t.clone(), shards[s.as_str()]))
-                .collect(),
+            tensors: map.iter().map(|(t, s)| (t.clone(), shards[s.as_str()])).collect(),
         })
     }
 }

@@ -33,10 +33,7 @@ pub fn read(path: &Path) -> Result<Value, Error> {
 pub fn read_object(path: &Path) -> Result<Map<String, Value>, Error> {
     match read(path)? {
         Value::Object(map) => Ok(map),
-        other => Err(Error::input(
-            path,
-            format!("holds {}, expected a JSON object", kind(&other)),
-        )),
+        other => Err(Error::input(path, format!("holds {}, expected a JSON object", kind(&other)))),
     }
 }
 
@@ -70,9 +67,7 @@ pub fn read_text(path: &Path, most: u64) -> Result<String, Error> {
     }
     let mut bytes = Vec::new();
     let file = File::open(path).map_err(Error::io(path))?;
-    file.take(most)
-        .read_to_end(&mut bytes)
-        .map_err(Error::io(path))?;
+    file.take(most).read_to_end(&mut bytes).map_err(Error::io(path))?;
     String::from_utf8(bytes).map_err(|e| {
         let good = e.utf8_error().valid_up_to();
         let line = 1 + e.as_bytes()[..good].iter().filter(|&&b| b == b'\n').count();
@@ -114,11 +109,7 @@ fn what(error: &serde_json::Error) -> String {
     let full = error.to_string();
     let tail = format!(" at line {} column {}", error.line(), error.column());
     let message = full.strip_suffix(&tail).unwrap_or(&full);
-    let fault = if error.is_data() {
-        ""
-    } else {
-        "not valid JSON at "
-    };
+    let fault = if error.is_data() { "" } else { "not valid JSON at " };
     format!("{fault}column {}: {message}", error.column())
 }
 
@@ -157,9 +148,7 @@ impl<'de> Visitor<'de> for StrictVisitor {
     }
 
     fn visit_f64<E: de::Error>(self, value: f64) -> Result<Value, E> {
-        Number::from_f64(value)
-            .map(Value::Number)
-            .ok_or_else(|| E::custom("number out of range"))
+        Number::from_f64(value).map(Value::Number).ok_or_else(|| E::custom("number out of range"))
     }
 
     fn visit_str<E>(self, value: &str) -> Result<Value, E> {
@@ -215,10 +204,7 @@ mod tests {
             let plain: Value = serde_json::from_str(text).unwrap();
             assert_eq!(parse(text, Place::file("x")).unwrap(), plain);
         }
-        assert_eq!(
-            parse("\u{feff}1", Place::file("x")).unwrap(),
-            Value::from(1)
-        );
+        assert_eq!(parse("\u{feff}1", Place::file("x")).unwrap(), Value::from(1));
     }
 
     #[test]

@@ -51,22 +51,12 @@ enum Content {
 impl TensorSpec {
     /// A tensor of numbers.
     pub fn new(name: impl Into<String>, dtype: DType, shape: &[usize]) -> Self {
-        Self {
-            name: name.into(),
-            dtype,
-            shape: shape.to_vec(),
-            content: Content::Numbers,
-        }
+        Self { name: name.into(), dtype, shape: shape.to_vec(), content: Content::Numbers }
     }
 
     /// A byte tensor for JSON text of at most `room` bytes; spaces fill it up.
     pub fn text(name: impl Into<String>, room: usize) -> Self {
-        Self {
-            name: name.into(),
-            dtype: DType::U8,
-            shape: vec![room],
-            content: Content::Text,
-        }
+        Self { name: name.into(), dtype: DType::U8, shape: vec![room], content: Content::Text }
     }
 
     /// Size in bytes.
@@ -166,10 +156,8 @@ mod tests {
 
     #[test]
     fn packed_keeps_the_order_given() {
-        let specs = vec![
-            TensorSpec::new("b", DType::U8, &[3]),
-            TensorSpec::new("a", DType::F32, &[5]),
-        ];
+        let specs =
+            vec![TensorSpec::new("b", DType::U8, &[3]), TensorSpec::new("a", DType::F32, &[5])];
         assert_eq!(arrange(vec![specs.clone()], Align::Packed), specs);
     }
 

@@ -70,10 +70,7 @@ impl ModelFiles {
         } else if path.exists() {
             Self::of_file(path)
         } else if path.is_symlink() {
-            Err(Error::input(
-                path,
-                "is a link to a file that does not exist: finish the download",
-            ))
+            Err(Error::input(path, "is a link to a file that does not exist: finish the download"))
         } else {
             Self::in_folder(&find_in_cache(text, cache)?)
         }
@@ -135,10 +132,7 @@ impl ModelFiles {
         if name.contains("-of-") && present(folder, INDEX).is_some() {
             return Err(Error::input(
                 path,
-                format!(
-                    "is one shard of a model: give the folder {} instead",
-                    folder.display()
-                ),
+                format!("is one shard of a model: give the folder {} instead", folder.display()),
             ));
         }
         Self::around(folder, WeightFiles::Single(path.to_owned()))
@@ -181,9 +175,7 @@ fn why_not_tensors(path: &Path) -> Result<Option<String>, Error> {
     use std::io::Read;
     let mut head = Vec::new();
     let file = fs::File::open(path).map_err(Error::io(path))?;
-    file.take(64)
-        .read_to_end(&mut head)
-        .map_err(Error::io(path))?;
+    file.take(64).read_to_end(&mut head).map_err(Error::io(path))?;
     let is_named_so = path.extension().is_some_and(|e| e == "safetensors");
     Ok(match Kind::of(&head).or_else(|| Kind::of_name(path)) {
         Some(kind) => Some(kind.advice().to_owned()),
@@ -203,25 +195,16 @@ fn why_no_weights(folder: &Path) -> Result<String, Error> {
     }
     names.sort();
     let kind = |name: &&String| Kind::of_name(Path::new(name));
-    let tensors: Vec<_> = names
-        .iter()
-        .filter(|n| n.ends_with(".safetensors"))
-        .collect();
+    let tensors: Vec<_> = names.iter().filter(|n| n.ends_with(".safetensors")).collect();
     let stranger = names.iter().find(|n| kind(n).is_some());
     Ok(if names.is_empty() {
         "the folder is empty: download the model into it".into()
     } else if names.iter().any(|n| n == "adapter_config.json") {
         ADAPTER.into()
     } else if let [only] = tensors[..] {
-        format!(
-            "holds {} but no {SINGLE}: give that file as MODEL",
-            escape(only)
-        )
+        format!("holds {} but no {SINGLE}: give that file as MODEL", escape(only))
     } else if !tensors.is_empty() {
-        format!(
-            "holds {} tensor files but no {INDEX}: download the index too",
-            tensors.len()
-        )
+        format!("holds {} tensor files but no {INDEX}: download the index too", tensors.len())
     } else if let Some((name, kind)) = stranger.and_then(|n| Some((n, kind(&n)?))) {
         format!("holds no {SINGLE}, and {} {}", escape(name), kind.advice())
     } else {
@@ -234,11 +217,7 @@ fn why_no_weights(folder: &Path) -> Result<String, Error> {
 
 /// The `hub` folder of the user's Hugging Face cache, by the variables that its own tools read.
 fn cache_folder() -> Option<PathBuf> {
-    let variable = |name| {
-        env::var_os(name)
-            .filter(|v| !v.is_empty())
-            .map(PathBuf::from)
-    };
+    let variable = |name| env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
     variable("HF_HUB_CACHE")
         .or_else(|| variable("HUGGINGFACE_HUB_CACHE"))
         .or_else(|| variable("HF_HOME").map(|home| home.join("hub")))
@@ -281,9 +260,7 @@ fn snapshot(model: &Path) -> Result<PathBuf, String> {
     if folder.is_dir() {
         Ok(folder)
     } else {
-        Err(format!(
-            "the snapshot {revision} named by refs/main is missing"
-        ))
+        Err(format!("the snapshot {revision} named by refs/main is missing"))
     }
 }
 

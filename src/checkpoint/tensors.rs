@@ -122,11 +122,7 @@ impl TensorFile {
             ));
         }
         let entries = header::parse(&map[..start], size, &path)?;
-        Ok(Self {
-            path,
-            map: Arc::new(map),
-            entries,
-        })
+        Ok(Self { path, map: Arc::new(map), entries })
     }
 
     /// The path given to [`open`](Self::open).
@@ -161,9 +157,7 @@ impl TensorFile {
 /// Reads the first bytes: says what a stranger is, or where the data of a tensor file begins.
 fn check_start(file: &mut File, size: u64, path: &Path) -> Result<usize, Error> {
     let mut head = Vec::new();
-    file.take(64)
-        .read_to_end(&mut head)
-        .map_err(Error::io(path))?;
+    file.take(64).read_to_end(&mut head).map_err(Error::io(path))?;
     let what = match Kind::of(&head) {
         Some(stranger) => stranger.advice().to_owned(),
         None if size == 0 => "is empty: download it again".to_owned(),
@@ -214,10 +208,7 @@ impl<'a> Tensor<'a> {
         if self.shape == shape {
             return Ok(());
         }
-        Err(Error::input(
-            self.place(),
-            format!("shape {:?}, expected {shape:?}", self.shape),
-        ))
+        Err(Error::input(self.place(), format!("shape {:?}, expected {shape:?}", self.shape)))
     }
 
     /// Refuses any other element type.
@@ -225,10 +216,7 @@ impl<'a> Tensor<'a> {
         if self.dtype == dtype {
             return Ok(());
         }
-        Err(Error::input(
-            self.place(),
-            format!("{} elements, expected {dtype}", self.dtype),
-        ))
+        Err(Error::input(self.place(), format!("{} elements, expected {dtype}", self.dtype)))
     }
 
     /// Refuses types that are not BF16, F16, F32 or F64.

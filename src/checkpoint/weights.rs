@@ -33,10 +33,7 @@ impl Weights {
     pub fn single(path: &Path) -> Result<Self, Error> {
         let file = TensorFile::open(path)?;
         let index = file.names().map(|name| (name.to_owned(), 0)).collect();
-        Ok(Self {
-            files: vec![file],
-            index,
-        })
+        Ok(Self { files: vec![file], index })
     }
 
     /// Opens the shards that the index file names.
@@ -47,10 +44,7 @@ impl Weights {
             .iter()
             .map(|shard| open_shard(folder, shard, index_path))
             .collect::<Result<Vec<_>, Error>>()?;
-        let weights = Self {
-            files,
-            index: tensors,
-        };
+        let weights = Self { files, index: tensors };
         weights.check_present(index_path)?;
         Ok(weights)
     }
@@ -116,10 +110,8 @@ impl Weights {
 fn open_shard(folder: &Path, name: &str, index_path: &Path) -> Result<TensorFile, Error> {
     let path = folder.join(name);
     if !path.exists() {
-        let what = format!(
-            "names the shard {}, which is missing: finish the download",
-            escape(name)
-        );
+        let what =
+            format!("names the shard {}, which is missing: finish the download", escape(name));
         return Err(Error::input(index_path, what));
     }
     TensorFile::open(path)

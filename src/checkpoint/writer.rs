@@ -47,11 +47,7 @@ impl TensorWriter {
         for spec in tensors {
             let size = spec.bytes() as u64;
             let name = spec.name.clone();
-            let slot = Slot {
-                spec,
-                begin,
-                digest: None,
-            };
+            let slot = Slot { spec, begin, digest: None };
             let twice = slots.insert(name, slot);
             assert!(twice.is_none(), "two tensors of one name: {twice:?}");
             begin += size;
@@ -115,8 +111,7 @@ impl TensorWriter {
 
     fn write_at(&self, data: &[u8], begin: u64) -> Result<(), Error> {
         let file: &File = self.pending.file();
-        file.write_all_at(data, begin)
-            .map_err(Error::io(self.pending.target()))
+        file.write_all_at(data, begin).map_err(Error::io(self.pending.target()))
     }
 
     fn verify(&self) -> Result<(), Error> {

@@ -70,16 +70,11 @@ pub fn pack(lengths: &[usize], order: &[usize], seq_len: usize, packing: Packing
     let mut room = 0;
     for &index in order {
         let length = lengths[index];
-        assert!(
-            length <= seq_len,
-            "example {index} has {length} tokens, a row {seq_len}"
-        );
+        assert!(length <= seq_len, "example {index} has {length} tokens, a row {seq_len}");
         match rows.last_mut() {
             Some(row) if packing == Packing::On && length <= room => row.examples.push(index),
             _ => {
-                rows.push(Row {
-                    examples: vec![index],
-                });
+                rows.push(Row { examples: vec![index] });
                 room = seq_len;
             }
         }
@@ -98,14 +93,9 @@ pub fn epoch_windows(lengths: &[usize], batching: &Batching, epoch: u32) -> Vec<
     };
     let rows = pack(lengths, &order, batching.seq_len, batching.packing);
     let window = |rows: &[Row]| Window {
-        micro_batches: rows
-            .chunks(batching.batch_size)
-            .map(<[Row]>::to_vec)
-            .collect(),
+        micro_batches: rows.chunks(batching.batch_size).map(<[Row]>::to_vec).collect(),
     };
-    rows.chunks(batching.batch_size * batching.grad_accum)
-        .map(window)
-        .collect()
+    rows.chunks(batching.batch_size * batching.grad_accum).map(window).collect()
 }
 
 /// A token to predict.
@@ -150,12 +140,7 @@ impl MicroBatch {
         self.tokens.extend(&example.tokens);
         self.positions.extend(0..length);
         self.segments.push(start..start + length);
-        let targets = example
-            .tokens
-            .iter()
-            .zip(&example.supervised)
-            .enumerate()
-            .skip(1);
+        let targets = example.tokens.iter().zip(&example.supervised).enumerate().skip(1);
         let target = |(index, (&id, &supervised)): (usize, (&u32, &bool))| {
             let row = start + to_u32(index) - 1;
             supervised.then_some(Target { row, id, segment })
@@ -188,21 +173,12 @@ mod tests {
             example(&[1, 7], &[false, true]),
             example(&[9, 8, 7], &[false, true, false]),
         ];
-        let rows = [
-            Row {
-                examples: vec![0, 2],
-            },
-            Row { examples: vec![1] },
-        ];
+        let rows = [Row { examples: vec![0, 2] }, Row { examples: vec![1] }];
         let batch = MicroBatch::new(&examples, &rows);
         assert_eq!(batch.tokens, [1, 5, 6, 1, 9, 8, 7, 1, 7]);
         assert_eq!(batch.positions, [0, 1, 2, 3, 0, 1, 2, 0, 1]);
         assert_eq!(batch.segments, [0..4, 4..7, 7..9]);
-        let targets: Vec<_> = batch
-            .targets
-            .iter()
-            .map(|t| (t.row, t.id, t.segment))
-            .collect();
+        let targets: Vec<_> = batch.targets.iter().map(|t| (t.row, t.id, t.segment)).collect();
         assert_eq!(targets, [(1, 6, 0), (2, 1, 0), (4, 8, 1), (7, 7, 2)]);
     }
 
@@ -218,10 +194,8 @@ mod tests {
                 order: Order::Shuffled { seed: 3 },
             };
             let windows = epoch_windows(&lengths, &batching, 1);
-            let rows: Vec<&Row> = windows
-                .iter()
-                .flat_map(|w| w.micro_batches.iter().flatten())
-                .collect();
+            let rows: Vec<&Row> =
+                windows.iter().flat_map(|w| w.micro_batches.iter().flatten()).collect();
             let length = |row: &&Row| row.examples.iter().map(|&i| lengths[i]).sum::<usize>();
             assert!(rows.iter().all(|row| length(row) <= 40));
             let mut seen: Vec<usize> = rows.iter().flat_map(|row| row.examples.clone()).collect();
@@ -229,18 +203,8 @@ mod tests {
             seen.sort_unstable();
             assert_eq!(seen, (0..500).collect::<Vec<_>>());
             assert!(!in_order);
-            assert!(
-                windows
-                    .iter()
-                    .rev()
-                    .skip(1)
-                    .all(|w| w.micro_batches.len() == 4)
-            );
-            let want = if packing == Packing::Off {
-                500_usize.div_ceil(12)
-            } else {
-                windows.len()
-            };
+            assert!(windows.iter().rev().skip(1).all(|w| w.micro_batches.len() == 4));
+            let want = if packing == Packing::Off { 500_usize.div_ceil(12) } else { windows.len() };
             assert_eq!(windows.len(), want);
             assert_eq!(windows, epoch_windows(&lengths, &batching, 1));
             assert_ne!(windows, epoch_windows(&lengths, &batching, 2));

@@ -27,11 +27,7 @@ impl Chat {
         if let Some(last) = taught.last_mut() {
             *last = true;
         }
-        Self {
-            messages,
-            taught,
-            tools: None,
-        }
+        Self { messages, taught, tools: None }
     }
 }
 
@@ -39,11 +35,7 @@ impl Chat {
 pub(super) fn from_messages(object: &Map<String, Value>) -> Result<Chat, Refusal> {
     let (messages, taught) = messages(object, "messages")?;
     let tools = tools(object)?;
-    Ok(Chat {
-        messages,
-        taught,
-        tools,
-    })
+    Ok(Chat { messages, taught, tools })
 }
 
 /// `{"prompt": messages, "completion": messages, "tools"?}`: the completion's turns are taught.
@@ -54,11 +46,7 @@ pub(super) fn from_prompt(object: &Map<String, Value>) -> Result<Chat, Refusal> 
     taught.extend(completion_taught);
     all.extend(completion);
     let tools = tools(object)?;
-    Ok(Chat {
-        messages: all,
-        taught,
-        tools,
-    })
+    Ok(Chat { messages: all, taught, tools })
 }
 
 /// ShareGPT: `{"conversations": [{"from", "value"}], "system"?, "tools"?}`.
@@ -72,21 +60,14 @@ pub(super) fn from_conversations(object: &Map<String, Value>) -> Result<Chat, Re
     for (index, turn) in turns.iter().enumerate() {
         let field = format!("conversations[{index}]");
         let turn = as_object(turn, &field)?;
-        let (message, teach) = if turn.contains_key("role") {
-            message(turn)
-        } else {
-            sharegpt_turn(turn)
-        }
-        .map_err(|refusal| within(&field, refusal))?;
+        let (message, teach) =
+            if turn.contains_key("role") { message(turn) } else { sharegpt_turn(turn) }
+                .map_err(|refusal| within(&field, refusal))?;
         all.push(message);
         taught.push(teach);
     }
     let tools = tools(object)?;
-    Ok(Chat {
-        messages: all,
-        taught,
-        tools,
-    })
+    Ok(Chat { messages: all, taught, tools })
 }
 
 fn messages(object: &Map<String, Value>, key: &str) -> Result<(Vec<Value>, Vec<bool>), Refusal> {
@@ -103,10 +84,9 @@ fn messages(object: &Map<String, Value>, key: &str) -> Result<(Vec<Value>, Vec<b
 
 fn list<'a>(object: &'a Map<String, Value>, key: &str) -> Result<&'a Vec<Value>, Refusal> {
     match object.get(key) {
-        Some(Value::Array(list)) if list.is_empty() => Err(Refusal::new(
-            key,
-            "is an empty list; write at least one message",
-        )),
+        Some(Value::Array(list)) if list.is_empty() => {
+            Err(Refusal::new(key, "is an empty list; write at least one message"))
+        }
         Some(Value::Array(list)) => Ok(list),
         _ => Err(Refusal::new(key, "is not a list of messages")),
     }
@@ -165,10 +145,7 @@ fn add_content(message: &mut Map<String, Value>, from: &Map<String, Value>) -> R
         }
         None => Err(Refusal::new("content", "is missing")),
         Some(Value::Null) => Err(Refusal::new("content", "is null; write a string")),
-        Some(_) => Err(Refusal::new(
-            "content",
-            "is neither a string nor a list of parts",
-        )),
+        Some(_) => Err(Refusal::new("content", "is neither a string nor a list of parts")),
     }
 }
 
@@ -178,20 +155,15 @@ fn add_parts(message: &mut Map<String, Value>, parts: &[Value]) -> Result<(), Re
     for (index, part) in parts.iter().enumerate() {
         let field = format!("content[{index}]");
         let (kind, value) = typed_part(part).ok_or_else(|| {
-            Refusal::new(
-                field.clone(),
-                "is not a part like {\"type\": \"text\", \"text\": ...}",
-            )
+            Refusal::new(field.clone(), "is not a part like {\"type\": \"text\", \"text\": ...}")
         })?;
         match kind {
             "text" => text.push_str(value),
             "reasoning" | "thinking" => reasoning.push_str(value),
             "tool_call" | "function_call" => calls.push(tool_call(value, &field)?),
             _ => {
-                let what = format!(
-                    "is of type `{}`; only text is trained",
-                    crate::error::escape(kind)
-                );
+                let what =
+                    format!("is of type `{}`; only text is trained", crate::error::escape(kind));
                 return Err(Refusal::new(field, what));
             }
         }
@@ -226,10 +198,7 @@ fn tool_call(text: &str, field: &str) -> Result<Value, Refusal> {
 
 /// OpenAI writes a call's arguments as JSON text; templates want the object.
 fn check_tool_calls(message: &mut Map<String, Value>) -> Result<(), Refusal> {
-    let Some(calls) = message
-        .get_mut("tool_calls")
-        .filter(|calls| !calls.is_null())
-    else {
+    let Some(calls) = message.get_mut("tool_calls").filter(|calls| !calls.is_null()) else {
         message.remove("tool_calls");
         return Ok(());
     };
@@ -323,17 +292,10 @@ mod tests {
             "tools": "[{\"name\": \"f\"}]",
         })))
         .unwrap();
-        let roles: Vec<_> = chat
-            .messages
-            .iter()
-            .map(|m| m["role"].as_str().unwrap())
-            .collect();
+        let roles: Vec<_> = chat.messages.iter().map(|m| m["role"].as_str().unwrap()).collect();
         assert_eq!(roles, ["system", "user", "assistant", "tool", "assistant"]);
         assert_eq!(chat.taught, [false, false, true, false, true]);
-        assert_eq!(
-            chat.messages[2]["tool_calls"][0]["function"]["arguments"]["a"],
-            1
-        );
+        assert_eq!(chat.messages[2]["tool_calls"][0]["function"]["arguments"]["a"], 1);
         assert_eq!(chat.tools.unwrap()[0]["function"]["name"], "f");
     }
 
@@ -356,10 +318,7 @@ mod tests {
         let field = |value: Value| from_messages(&object(value)).unwrap_err().field;
         assert_eq!(field(json!({"messages": []})), "messages");
         assert_eq!(field(json!({"messages": [1]})), "messages[0]");
-        assert_eq!(
-            field(json!({"messages": [{"role": 1}]})),
-            "messages[0].role"
-        );
+        assert_eq!(field(json!({"messages": [{"role": 1}]})), "messages[0].role");
         let null = json!({"messages": [{"role": "user", "content": null}]});
         assert_eq!(field(null), "messages[0].content");
         let image = json!({"messages": [{"role": "user", "content": [{"type": "image"}]}]});

@@ -128,20 +128,12 @@ impl Dataset {
         let mut dataset = Self { examples, report };
         for (file, path) in files.iter().enumerate() {
             let source = Source::read(path)?;
-            let reader = Reader {
-                path,
-                source: &source,
-                tokenizer,
-                policy,
-            };
+            let reader = Reader { path, source: &source, tokenizer, policy };
             for chunk in source.pieces.chunks(CHUNK) {
                 let read: Vec<_> = chunk.par_iter().map(|piece| reader.read(piece)).collect();
                 for (piece, records) in chunk.iter().zip(read) {
                     for marked in records? {
-                        let origin = Origin {
-                            file,
-                            line: piece.line,
-                        };
+                        let origin = Origin { file, line: piece.line };
                         dataset.add(marked, origin, &reader);
                     }
                 }
@@ -156,20 +148,13 @@ impl Dataset {
         self.report.split_borders += usize::from(marked.split);
         let place = || Place::file(reader.path).line(origin.line);
         if !marked.supervised.contains(&true) {
-            return self
-                .report
-                .dropped
-                .push((place(), Dropped::NothingSupervised));
+            return self.report.dropped.push((place(), Dropped::NothingSupervised));
         }
         if reader.source.kind == Kind::Text {
             return self.add_pieces(marked, origin, reader);
         }
         let seq_len = reader.policy.seq_len;
-        let Marked {
-            mut tokens,
-            mut supervised,
-            ..
-        } = marked;
+        let Marked { mut tokens, mut supervised, .. } = marked;
         if tokens.len() > seq_len {
             self.report.cut.push(place());
             self.report.cut_tokens += tokens.len() - seq_len;
@@ -179,14 +164,7 @@ impl Dataset {
         if !supervised.contains(&true) {
             return self.report.dropped.push((place(), Dropped::AnswerCut));
         }
-        self.push(
-            Example {
-                tokens,
-                supervised,
-                origin,
-            },
-            reader.tokenizer,
-        );
+        self.push(Example { tokens, supervised, origin }, reader.tokenizer);
     }
 
     fn add_pieces(&mut self, document: Marked, origin: Origin, reader: &Reader<'_>) {
@@ -197,14 +175,7 @@ impl Dataset {
             let mut supervised = document.supervised[start..end].to_vec();
             supervised[0] = false;
             if supervised.contains(&true) {
-                self.push(
-                    Example {
-                        tokens,
-                        supervised,
-                        origin,
-                    },
-                    reader.tokenizer,
-                );
+                self.push(Example { tokens, supervised, origin }, reader.tokenizer);
             }
         }
     }
@@ -231,9 +202,7 @@ impl Dataset {
                 self.report.records
             ),
         };
-        let place = files
-            .first()
-            .map_or_else(|| Place::flag("DATA"), Place::from);
+        let place = files.first().map_or_else(|| Place::flag("DATA"), Place::from);
         Err(Error::input(place, what))
     }
 }

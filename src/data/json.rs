@@ -44,11 +44,7 @@ fn fault(error: serde_json::Error) -> Fault {
     let end = text.rfind(" at line ").unwrap_or(text.len());
     Fault {
         line: error.line().max(1),
-        what: format!(
-            "not valid JSON: {} (column {})",
-            &text[..end],
-            error.column()
-        ),
+        what: format!("not valid JSON: {} (column {})", &text[..end], error.column()),
     }
 }
 
@@ -127,10 +123,7 @@ mod tests {
         assert_eq!(fault.line, 2);
         assert!(fault.what.contains("`b` stands twice"), "{}", fault.what);
         let value = parse(b"{\"z\":1,\"a\":[true,null,-1,1.5,\"x\"]}").unwrap();
-        assert_eq!(
-            value.to_string(),
-            "{\"z\":1,\"a\":[true,null,-1,1.5,\"x\"]}"
-        );
+        assert_eq!(value.to_string(), "{\"z\":1,\"a\":[true,null,-1,1.5,\"x\"]}");
     }
 
     #[test]

@@ -65,15 +65,8 @@ struct Date {
     second: i64,
 }
 
-const DAYS: [&str; 7] = [
-    "Sunday",
-    "Monday",
-    "Tuesday",
-    "Wednesday",
-    "Thursday",
-    "Friday",
-    "Saturday",
-];
+const DAYS: [&str; 7] =
+    ["Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday"];
 const MONTHS: [&str; 12] = [
     "January",
     "February",
@@ -109,14 +102,7 @@ impl Date {
             month += 1;
         }
         let second = seconds.rem_euclid(86_400);
-        Self {
-            year,
-            month,
-            day: left + 1,
-            weekday,
-            day_of_year,
-            second,
-        }
+        Self { year, month, day: left + 1, weekday, day_of_year, second }
     }
 
     fn part(&self, letter: char) -> String {
@@ -174,12 +160,9 @@ pub(super) fn extend(environment: &mut Environment<'static>, now: Moment) {
     environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
     environment.set_formatter(write_value);
     environment.add_filter("tojson", to_json);
-    environment.add_function(
-        "raise_exception",
-        |message: String| -> Result<Value, Error> {
-            Err(Error::new(ErrorKind::InvalidOperation, message))
-        },
-    );
+    environment.add_function("raise_exception", |message: String| -> Result<Value, Error> {
+        Err(Error::new(ErrorKind::InvalidOperation, message))
+    });
     environment.add_function("strftime_now", move |pattern: &str| now.format(pattern));
 }
 
@@ -199,9 +182,7 @@ const WIDEST_INDENT: usize = 32;
 
 /// Python's `json.dumps` as Hugging Face calls it: no ASCII escapes, `, ` and `: ` between.
 fn to_json(value: &Value, options: Kwargs) -> Result<String, Error> {
-    let ascii = options
-        .get::<Option<bool>>("ensure_ascii")?
-        .unwrap_or(false);
+    let ascii = options.get::<Option<bool>>("ensure_ascii")?.unwrap_or(false);
     let sort = options.get::<Option<bool>>("sort_keys")?.unwrap_or(false);
     let indent = options.get::<Option<usize>>("indent")?;
     if indent.is_some_and(|width| width > WIDEST_INDENT) {

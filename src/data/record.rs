@@ -22,10 +22,7 @@ pub(super) struct Refusal {
 
 impl Refusal {
     pub fn new(field: impl Into<String>, what: impl Into<String>) -> Self {
-        Self {
-            field: field.into(),
-            what: what.into(),
-        }
+        Self { field: field.into(), what: what.into() }
     }
 }
 
@@ -41,10 +38,7 @@ pub(super) enum Record {
     /// `{"messages"}`, `{"conversations"}`, or prompt and completion as message lists.
     Chat(Chat),
     /// `{"input_ids"}` with, for each id, whether it is supervised.
-    Ids {
-        ids: Vec<u32>,
-        supervised: Vec<bool>,
-    },
+    Ids { ids: Vec<u32>, supervised: Vec<bool> },
 }
 
 /// A record of the Alpaca family.
@@ -93,10 +87,7 @@ pub(super) fn read(value: &Value) -> Result<Vec<Record>, Refusal> {
             "is a JSON array where a record is expected; a file that is one array has the name \
              .json and holds objects",
         )),
-        _ => Err(Refusal::new(
-            "",
-            "is not a JSON object; one object is one record",
-        )),
+        _ => Err(Refusal::new("", "is not a JSON object; one object is one record")),
     }
 }
 
@@ -138,11 +129,7 @@ fn refuse_preferences(object: &Map<String, Value>) -> Result<(), Refusal> {
     if !pair && !rated {
         return Ok(());
     }
-    let keys = if pair {
-        "chosen and rejected (DPO)"
-    } else {
-        "a label true or false (KTO)"
-    };
+    let keys = if pair { "chosen and rejected (DPO)" } else { "a label true or false (KTO)" };
     let what = format!(
         "is a preference record, with {keys}; this trainer learns from answers that are all good: \
          keep those, as prompt and completion or as messages"
@@ -156,10 +143,7 @@ fn unknown(object: &Map<String, Value>) -> Refusal {
         keys.push("none".to_string());
     }
     let keys = keys.join(", ");
-    Refusal::new(
-        "",
-        format!("the keys ({keys}) are of no known shape; known: {KNOWN}"),
-    )
+    Refusal::new("", format!("the keys ({keys}) are of no known shape; known: {KNOWN}"))
 }
 
 fn completion(object: &Map<String, Value>) -> Result<Record, Refusal> {
@@ -191,20 +175,14 @@ fn history(object: &Map<String, Value>) -> Result<Vec<(String, String)>, Refusal
         None | Some(Value::Null) => return Ok(Vec::new()),
         Some(Value::Array(rounds)) => rounds,
         Some(_) => {
-            return Err(Refusal::new(
-                "history",
-                "is not a list of [question, answer]",
-            ));
+            return Err(Refusal::new("history", "is not a list of [question, answer]"));
         }
     };
     let round = |(index, round): (usize, &Value)| match round.as_array().map(Vec::as_slice) {
         Some([Value::String(question), Value::String(answer)]) => {
             Ok((question.clone(), answer.clone()))
         }
-        _ => Err(Refusal::new(
-            format!("history[{index}]"),
-            "is not [question, answer]",
-        )),
+        _ => Err(Refusal::new(format!("history[{index}]"), "is not [question, answer]")),
     };
     rounds.iter().enumerate().map(round).collect()
 }
@@ -213,26 +191,18 @@ fn history(object: &Map<String, Value>) -> Result<Vec<(String, String)>, Refusal
 fn instances(object: &Map<String, Value>) -> Result<Vec<Record>, Refusal> {
     let text = string(object, "instruction")?;
     let Some(list) = object["instances"].as_array() else {
-        return Err(Refusal::new(
-            "instances",
-            "is not a list of objects with input and output",
-        ));
+        return Err(Refusal::new("instances", "is not a list of objects with input and output"));
     };
     let record = |(index, instance): (usize, &Value)| {
         let field = format!("instances[{index}]");
         let Some(instance) = instance.as_object() else {
-            return Err(Refusal::new(
-                field,
-                "is not an object with input and output",
-            ));
+            return Err(Refusal::new(field, "is not an object with input and output"));
         };
         let nested =
             |refusal: Refusal| Refusal::new(format!("{field}.{}", refusal.field), refusal.what);
         Ok(Record::Instruction(Instruction {
             instruction: text.clone(),
-            input: optional_string(instance, "input")
-                .map_err(nested)?
-                .unwrap_or_default(),
+            input: optional_string(instance, "input").map_err(nested)?.unwrap_or_default(),
             output: string(instance, "output").map_err(nested)?,
             ..Instruction::default()
         }))
@@ -257,10 +227,7 @@ fn input_ids(object: &Map<String, Value>) -> Result<Record, Refusal> {
     for (index, &id) in ids.iter().enumerate() {
         let bit = mask.as_ref().map_or(1, |mask| mask[index]);
         if !(0..=1).contains(&bit) {
-            return Err(Refusal::new(
-                format!("attention_mask[{index}]"),
-                "is neither 0 nor 1",
-            ));
+            return Err(Refusal::new(format!("attention_mask[{index}]"), "is neither 0 nor 1"));
         }
         let label = labels.as_ref().map_or(id, |labels| labels[index]);
         if label != id && label != IGNORED {
@@ -269,18 +236,12 @@ fn input_ids(object: &Map<String, Value>) -> Result<Record, Refusal> {
         }
         if bit == 1 {
             kept.push(u32::try_from(id).map_err(|_| {
-                Refusal::new(
-                    format!("input_ids[{index}]"),
-                    format!("{id} is no token id"),
-                )
+                Refusal::new(format!("input_ids[{index}]"), format!("{id} is no token id"))
             })?);
             supervised.push(label != IGNORED);
         }
     }
-    Ok(Record::Ids {
-        ids: kept,
-        supervised,
-    })
+    Ok(Record::Ids { ids: kept, supervised })
 }
 
 fn integers(object: &Map<String, Value>, key: &str) -> Result<Option<Vec<i64>>, Refusal> {
@@ -292,15 +253,9 @@ fn integers(object: &Map<String, Value>, key: &str) -> Result<Option<Vec<i64>>, 
     };
     let integer = |(index, value): (usize, &Value)| {
         let field = || format!("{key}[{index}]");
-        value
-            .as_i64()
-            .ok_or_else(|| Refusal::new(field(), "is not an integer"))
+        value.as_i64().ok_or_else(|| Refusal::new(field(), "is not an integer"))
     };
-    list.iter()
-        .enumerate()
-        .map(integer)
-        .collect::<Result<_, _>>()
-        .map(Some)
+    list.iter().enumerate().map(integer).collect::<Result<_, _>>().map(Some)
 }
 
 /// A string that must be there.
@@ -339,40 +294,20 @@ mod tests {
     fn remarks_are_passed_over_but_two_shapes_are_ambiguous() {
         let text = json!({"title": "x", "text": "hello", "author": null});
         assert_eq!(read(&text), Ok(vec![Record::Text("hello".into())]));
-        assert!(
-            refusal(json!({"text": "", "messages": []}))
-                .1
-                .contains("text and messages")
-        );
+        assert!(refusal(json!({"text": "", "messages": []})).1.contains("text and messages"));
         let (_, what) = refusal(json!({"question": 1, "answer": 2}));
-        assert!(
-            what.contains("(question, answer)") && what.contains("conversations"),
-            "{what}"
-        );
-        assert!(
-            refusal(json!({"prompt": "", "chosen": "", "rejected": ""}))
-                .1
-                .contains("DPO")
-        );
+        assert!(what.contains("(question, answer)") && what.contains("conversations"), "{what}");
+        assert!(refusal(json!({"prompt": "", "chosen": "", "rejected": ""})).1.contains("DPO"));
     }
 
     #[test]
     fn wrong_types_name_the_field() {
         assert_eq!(refusal(json!({"text": null})).0, "text");
-        assert_eq!(
-            refusal(json!({"prompt": "a", "completion": 5})).0,
-            "completion"
-        );
+        assert_eq!(refusal(json!({"prompt": "a", "completion": 5})).0, "completion");
         assert_eq!(refusal(json!({"input_ids": [1, 1.5]})).0, "input_ids[1]");
         assert_eq!(refusal(json!({"input_ids": [1, -1]})).0, "input_ids[1]");
-        assert_eq!(
-            refusal(json!({"input_ids": [1], "labels": [1, 2]})).0,
-            "labels"
-        );
-        assert_eq!(
-            refusal(json!({"input_ids": [1, 2], "labels": [1, 3]})).0,
-            "labels[1]"
-        );
+        assert_eq!(refusal(json!({"input_ids": [1], "labels": [1, 2]})).0, "labels");
+        assert_eq!(refusal(json!({"input_ids": [1, 2], "labels": [1, 3]})).0, "labels[1]");
         let history = json!({"instruction": "", "output": "", "history": [["a"]]});
         assert_eq!(refusal(history).0, "history[0]");
     }
@@ -381,10 +316,7 @@ mod tests {
     fn padding_is_dropped_wherever_it_stands() {
         let ids = json!({"input_ids": [9, 5, 9, 6], "attention_mask": [0, 1, 0, 1],
             "labels": [-100, -100, -100, 6]});
-        let want = Record::Ids {
-            ids: vec![5, 6],
-            supervised: vec![false, true],
-        };
+        let want = Record::Ids { ids: vec![5, 6], supervised: vec![false, true] };
         assert_eq!(read(&ids), Ok(vec![want]));
     }
 }

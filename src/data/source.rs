@@ -74,10 +74,7 @@ impl Source {
         let mut at = start;
         for (index, line) in bytes[start..].split(|&byte| byte == b'\n').enumerate() {
             if !line.trim_ascii().is_empty() {
-                pieces.push(Piece {
-                    line: index + 1,
-                    bytes: at..at + line.len(),
-                });
+                pieces.push(Piece { line: index + 1, bytes: at..at + line.len() });
             }
             at += line.len() + 1;
         }
@@ -97,32 +94,14 @@ impl Source {
 
     fn text(path: &Path, bytes: Vec<u8>) -> Result<Self, Error> {
         let start = text_start(path, &bytes)?;
-        let whole = Piece {
-            line: 1,
-            bytes: start..bytes.len(),
-        };
-        let pieces = if bytes[start..].trim_ascii().is_empty() {
-            vec![]
-        } else {
-            vec![whole]
-        };
-        Ok(Self {
-            kind: Kind::Text,
-            bytes,
-            pieces,
-        })
+        let whole = Piece { line: 1, bytes: start..bytes.len() };
+        let pieces = if bytes[start..].trim_ascii().is_empty() { vec![] } else { vec![whole] };
+        Ok(Self { kind: Kind::Text, bytes, pieces })
     }
 
     fn checked(path: &Path, kind: Kind, bytes: Vec<u8>, pieces: Vec<Piece>) -> Result<Self, Error> {
-        match pieces
-            .iter()
-            .find(|piece| piece.bytes.len() > LONGEST_RECORD)
-        {
-            None => Ok(Self {
-                kind,
-                bytes,
-                pieces,
-            }),
+        match pieces.iter().find(|piece| piece.bytes.len() > LONGEST_RECORD) {
+            None => Ok(Self { kind, bytes, pieces }),
             Some(piece) => Err(Error::input(
                 Place::file(path).line(piece.line),
                 format!(
@@ -140,16 +119,9 @@ fn text_start(path: &Path, bytes: &[u8]) -> Result<usize, Error> {
     let head = &bytes[..bytes.len().min(64)];
     let utf16 = head.starts_with(b"\xFF\xFE") || head.starts_with(b"\xFE\xFF");
     if utf16 || 2 * head.iter().filter(|&&byte| byte == 0).count() >= head.len().max(4) - 2 {
-        return Err(Error::input(
-            path,
-            "is UTF-16 or binary; convert the file to UTF-8",
-        ));
+        return Err(Error::input(path, "is UTF-16 or binary; convert the file to UTF-8"));
     }
-    Ok(if bytes.starts_with(b"\xEF\xBB\xBF") {
-        3
-    } else {
-        0
-    })
+    Ok(if bytes.starts_with(b"\xEF\xBB\xBF") { 3 } else { 0 })
 }
 
 fn first_visible(bytes: &[u8]) -> Option<u8> {
@@ -167,12 +139,7 @@ struct Elements {
 
 impl Elements {
     fn of(bytes: &[u8], start: usize) -> Result<Vec<Piece>, (usize, String)> {
-        let mut elements = Self {
-            pieces: Vec::new(),
-            line: 1,
-            depth: 0,
-            element: None,
-        };
+        let mut elements = Self { pieces: Vec::new(), line: 1, depth: 0, element: None };
         let (mut in_string, mut escaped) = (false, false);
         for (at, &byte) in bytes.iter().enumerate().skip(start) {
             if byte == b'\n' {
@@ -187,10 +154,7 @@ impl Elements {
             }
         }
         if elements.depth > 0 {
-            return Err((
-                elements.line,
-                "the JSON array is not closed; is the file cut?".into(),
-            ));
+            return Err((elements.line, "the JSON array is not closed; is the file cut?".into()));
         }
         Ok(elements.pieces)
     }
@@ -223,16 +187,10 @@ impl Elements {
 
     fn close(&mut self, end: usize, by: u8) -> Result<(), (usize, String)> {
         match self.element.take() {
-            Some((line, start)) => self.pieces.push(Piece {
-                line,
-                bytes: start..end,
-            }),
+            Some((line, start)) => self.pieces.push(Piece { line, bytes: start..end }),
             None if by == b']' && self.pieces.is_empty() => {}
             None => {
-                return Err((
-                    self.line,
-                    "not valid JSON: a comma without an element".into(),
-                ));
+                return Err((self.line, "not valid JSON: a comma without an element".into()));
             }
         }
         Ok(())
@@ -247,11 +205,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(name);
         std::fs::write(&path, bytes).unwrap();
-        let source = Source::read(&path).map_err(|error| {
-            error
-                .to_string()
-                .replace(folder.path().to_str().unwrap(), "")
-        })?;
+        let source = Source::read(&path)
+            .map_err(|error| error.to_string().replace(folder.path().to_str().unwrap(), ""))?;
         let text = |p: &Piece| String::from_utf8_lossy(&source.bytes[p.bytes.clone()]).into_owned();
         Ok(source.pieces.iter().map(|p| (p.line, text(p))).collect())
     }
@@ -265,45 +220,23 @@ mod tests {
 
     #[test]
     fn elements_of_an_array_are_found_around_strings_with_brackets() {
-        let pieces = split(
-            "a.json",
-            b"[\n {\"a\": \"]\\\"},[\"},\n\n\"x\\\\\", [1,2] ]\n",
-        )
-        .unwrap();
-        let want = [
-            (2, "{\"a\": \"]\\\"},[\"}"),
-            (4, "\"x\\\\\""),
-            (4, "[1,2] "),
-        ];
+        let pieces =
+            split("a.json", b"[\n {\"a\": \"]\\\"},[\"},\n\n\"x\\\\\", [1,2] ]\n").unwrap();
+        let want = [(2, "{\"a\": \"]\\\"},[\"}"), (4, "\"x\\\\\""), (4, "[1,2] ")];
         assert_eq!(pieces, want.map(|(l, t)| (l, t.to_string())));
         assert_eq!(split("b.json", b" [ ]").unwrap(), []);
     }
 
     #[test]
     fn wrong_files_are_refused_by_name() {
-        let utf16: Vec<u8> = "{\"text\":\"a\"}"
-            .encode_utf16()
-            .flat_map(u16::to_le_bytes)
-            .collect();
+        let utf16: Vec<u8> = "{\"text\":\"a\"}".encode_utf16().flat_map(u16::to_le_bytes).collect();
         assert!(split("a.jsonl", &utf16).unwrap_err().contains("UTF-16"));
-        assert!(
-            split("a.jsonl", b"\xFF\xFE{")
-                .unwrap_err()
-                .contains("UTF-16")
-        );
+        assert!(split("a.jsonl", b"\xFF\xFE{").unwrap_err().contains("UTF-16"));
         assert!(split("a.jsonl", b"[{}]").unwrap_err().contains(".json"));
         assert!(split("a.json", b"{}").unwrap_err().contains(".jsonl"));
-        assert!(
-            split("a.json", b"[{},\n")
-                .unwrap_err()
-                .contains("line 2: the JSON array is not")
-        );
+        assert!(split("a.json", b"[{},\n").unwrap_err().contains("line 2: the JSON array is not"));
         assert!(split("a.json", b"[{},]").unwrap_err().contains("comma"));
-        assert!(
-            split("a.json", b"[{}]\n[{}]")
-                .unwrap_err()
-                .contains("line 2: text after")
-        );
+        assert!(split("a.json", b"[{}]\n[{}]").unwrap_err().contains("line 2: text after"));
         assert!(split("a.csv", b"").unwrap_err().contains(".jsonl"));
     }
 }

@@ -55,15 +55,8 @@ pub(super) struct Declared {
     pub template: Option<(Place, String)>,
 }
 
-const NAMES: [&str; 7] = [
-    "bos_token",
-    "eos_token",
-    "unk_token",
-    "sep_token",
-    "pad_token",
-    "cls_token",
-    "mask_token",
-];
+const NAMES: [&str; 7] =
+    ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
 impl Declared {
     /// Reads the small files that are there.
@@ -107,10 +100,9 @@ fn object(path: &Path) -> Result<Map<String, Value>, Error> {
     let bytes = std::fs::read(path).map_err(Error::io(path))?;
     match json::parse(&bytes) {
         Ok(Value::Object(object)) => Ok(object),
-        Ok(_) => Err(Error::input(
-            path,
-            "is not a JSON object; copy the file from the model again",
-        )),
+        Ok(_) => {
+            Err(Error::input(path, "is not a JSON object; copy the file from the model again"))
+        }
         Err(fault) => Err(Error::input(
             Place::file(path).line(fault.line),
             format!("{}; copy the file from the model again", fault.what),
@@ -124,13 +116,8 @@ fn token_text(path: &Path, name: &str, value: Option<&Value>) -> Result<Option<S
         Some(Value::Object(token)) => token.get("content").and_then(Value::as_str),
         Some(value) => value.as_str(),
     };
-    text.map(|text| Some(text.to_string())).ok_or_else(|| {
-        bad(
-            path,
-            name,
-            "is neither a string nor an object with `content`",
-        )
-    })
+    text.map(|text| Some(text.to_string()))
+        .ok_or_else(|| bad(path, name, "is neither a string nor an object with `content`"))
 }
 
 fn flag(path: &Path, config: &Map<String, Value>, name: &str) -> Result<Option<bool>, Error> {

@@ -59,10 +59,7 @@ impl Conversation {
 
     /// The first `count` messages.
     pub fn first(&self, count: usize) -> Self {
-        Self {
-            messages: self.messages[..count].to_vec(),
-            tools: self.tools.clone(),
-        }
+        Self { messages: self.messages[..count].to_vec(), tools: self.tools.clone() }
     }
 
     /// The same with another message at `index`.
@@ -112,10 +109,7 @@ impl ChatTemplate {
         now: Moment,
     ) -> Result<Self, Error> {
         if source.len() > LARGEST {
-            let what = format!(
-                "a chat template of {} bytes; 1 MiB is allowed",
-                source.len()
-            );
+            let what = format!("a chat template of {} bytes; 1 MiB is allowed", source.len());
             return Err(Error::input(place, what));
         }
         let source = source.replace("\r\n", "\n").replace('\r', "\n");
@@ -124,9 +118,7 @@ impl ChatTemplate {
         quiet::catch(|| environment.add_template_owned(NAME, rewritten.clone()))
             .map_err(|what| Error::input(place.clone(), escape(&what)))?
             .map_err(|error| template_error(&place, &error))?;
-        let variables = variables
-            .iter()
-            .map(|(name, text)| (name.clone(), Value::from(text)));
+        let variables = variables.iter().map(|(name, text)| (name.clone(), Value::from(text)));
         Ok(Self {
             environment,
             place,
@@ -196,23 +188,15 @@ impl ChatTemplate {
             ("messages", Value::from(conversation.messages.clone())),
             ("tools", conversation.tools.clone()),
             ("documents", Value::from(())),
-            (
-                "add_generation_prompt",
-                Value::from(prompt == GenerationPrompt::Add),
-            ),
+            ("add_generation_prompt", Value::from(prompt == GenerationPrompt::Add)),
         ];
-        let own = own
-            .into_iter()
-            .map(|(name, value)| (name.to_string(), value));
+        let own = own.into_iter().map(|(name, value)| (name.to_string(), value));
         Value::from_pairs(self.variables.iter().cloned().chain(own))
     }
 }
 
 fn environment(now: Moment) -> Environment<'static> {
-    let syntax = SyntaxConfig::builder()
-        .trim_blocks(true)
-        .lstrip_blocks(true)
-        .build();
+    let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
     let mut environment = Environment::new();
     environment.set_syntax(syntax.expect("the default delimiters are valid"));
     environment.set_fuel(Some(FUEL));
@@ -295,12 +279,7 @@ mod tests {
 
     fn template(source: &str) -> Result<ChatTemplate, Error> {
         let tokens = [("bos_token".to_string(), "<s>".to_string())];
-        ChatTemplate::new(
-            source,
-            Place::file("t.jinja"),
-            &tokens,
-            Moment::from_unix(0),
-        )
+        ChatTemplate::new(source, Place::file("t.jinja"), &tokens, Moment::from_unix(0))
     }
 
     fn render(source: &str) -> String {
@@ -317,10 +296,7 @@ mod tests {
         let source = "a{% generation %}\nß{{ messages[0].content }}{%- endgeneration -%} z";
         let rendered = template(source)
             .unwrap()
-            .render(
-                &Conversation::new(&[json!({"content": "hi"})], None),
-                GenerationPrompt::Omit,
-            )
+            .render(&Conversation::new(&[json!({"content": "hi"})], None), GenerationPrompt::Omit)
             .unwrap();
         assert_eq!(rendered.text, "aßhiz");
         assert_eq!(&rendered.text[rendered.generation[0].clone()], "ßhi");
@@ -334,10 +310,7 @@ mod tests {
         let want = "[true, null, \"a\\\"b\", 1.0] True None 1.0 {\"a\":\"ü<\",\"b\":1}";
         assert_eq!(render(source), want);
         let indented = render("{{ {'a': [1, {}], 'b': []} | tojson(indent=2) }}");
-        assert_eq!(
-            indented,
-            "{\n  \"a\": [\n    1,\n    {}\n  ],\n  \"b\": []\n}"
-        );
+        assert_eq!(indented, "{\n  \"a\": [\n    1,\n    {}\n  ],\n  \"b\": []\n}");
         let escaped = render("{{ 'ü🌕' | tojson(ensure_ascii=true) }}");
         assert_eq!(escaped, "\"\\u00fc\\ud83c\\udf15\"");
     }
@@ -345,10 +318,7 @@ mod tests {
     #[test]
     fn the_date_is_the_given_moment() {
         let source = "{{ strftime_now('%d %b %Y, %A %B %-d %H:%M:%S %j %% %y') }}";
-        assert_eq!(
-            render(source),
-            "01 Jan 1970, Thursday January 1 00:00:00 001 % 70"
-        );
+        assert_eq!(render(source), "01 Jan 1970, Thursday January 1 00:00:00 001 % 70");
     }
 
     #[test]

@@ -47,11 +47,7 @@ impl Marked {
     /// Everything supervised from token `start` on.
     fn taught_from(tokens: Vec<u32>, start: usize) -> Self {
         let supervised = (0..tokens.len()).map(|index| index >= start).collect();
-        Self {
-            tokens,
-            supervised,
-            split: false,
-        }
+        Self { tokens, supervised, split: false }
     }
 
     fn unsupervise_first(&mut self, count: usize) {
@@ -70,11 +66,7 @@ pub(super) fn tokenize(
     let mut marked = match record {
         Record::Ids { ids, supervised } => {
             let (tokens, supervised) = (ids.clone(), supervised.clone());
-            let mut given = Marked {
-                tokens,
-                supervised,
-                split: false,
-            };
+            let mut given = Marked { tokens, supervised, split: false };
             given.unsupervise_first(1);
             return Ok(given);
         }
@@ -133,14 +125,8 @@ fn continuation(tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>, Refusal> 
     for anchor in ["\n", ".", "a"] {
         let encoded = encode(tokenizer, &format!("{anchor}{text}"), Special::None)?;
         let border = anchor.len();
-        let before = encoded
-            .bytes
-            .iter()
-            .take_while(|bytes| bytes.end <= border)
-            .count();
-        let clean = encoded.bytes[before..]
-            .iter()
-            .all(|bytes| bytes.start >= border);
+        let before = encoded.bytes.iter().take_while(|bytes| bytes.end <= border).count();
+        let clean = encoded.bytes[before..].iter().all(|bytes| bytes.start >= border);
         if before > 0 && clean {
             return Ok(encoded.ids[before..].to_vec());
         }
@@ -201,33 +187,21 @@ fn conversation(tokenizer: &Tokenizer, chat: &Chat) -> Result<Marked, Refusal> {
         Refusal::new("", what)
     })?;
     let whole = Conversation::new(&chat.messages, chat.tools.as_ref());
-    let rendered = template
-        .render(&whole, GenerationPrompt::Omit)
-        .map_err(refusal)?;
+    let rendered = template.render(&whole, GenerationPrompt::Omit).map_err(refusal)?;
     refuse_hidden_calls(template, chat, &rendered.text)?;
     let encoded = encode(tokenizer, &rendered.text, Special::Add)?;
     let spans = |taught| turn_spans(template, chat, &rendered.text, taught);
     let supervised = if template.has_generation() {
-        without(
-            covered(&encoded, &rendered.generation),
-            &covered(&encoded, &spans(false)),
-        )
+        without(covered(&encoded, &rendered.generation), &covered(&encoded, &spans(false)))
     } else {
         compared(tokenizer, &encoded, &spans(true))
     };
-    Ok(Marked {
-        tokens: encoded.ids,
-        supervised,
-        split: false,
-    })
+    Ok(Marked { tokens: encoded.ids, supervised, split: false })
 }
 
 /// Targets by the template's own marks, less the turns that are not taught.
 fn without(mut marked: Vec<bool>, untaught: &[bool]) -> Vec<bool> {
-    marked
-        .iter_mut()
-        .zip(untaught)
-        .for_each(|(target, off)| *target &= !off);
+    marked.iter_mut().zip(untaught).for_each(|(target, off)| *target &= !off);
     marked
 }
 
@@ -247,16 +221,9 @@ fn refuse_hidden_calls(template: &ChatTemplate, chat: &Chat, text: &str) -> Resu
         };
         let span = turns::turn_span(template, &chat.messages, chat.tools.as_ref(), text, index);
         let answer = span.map_or("", |span| &text[span]);
-        let name = |call: &Value| {
-            call.pointer("/function/name")
-                .and_then(Value::as_str)
-                .map(String::from)
-        };
-        if !calls
-            .iter()
-            .filter_map(name)
-            .all(|name| answer.contains(&name))
-        {
+        let name =
+            |call: &Value| call.pointer("/function/name").and_then(Value::as_str).map(String::from);
+        if !calls.iter().filter_map(name).all(|name| answer.contains(&name)) {
             let what = "calls a tool, but the model's chat template does not show tool calls; use \
                         a chat_template.jinja that does, or leave such records out";
             return Err(Refusal::new(format!("messages[{index}].tool_calls"), what));
@@ -301,10 +268,7 @@ fn teach_next_stop(
         let Some(last) = tokens.iter().rposition(|&inside| inside) else {
             continue;
         };
-        let stops = tokens
-            .iter()
-            .enumerate()
-            .any(|(index, &inside)| inside && is_stop(index));
+        let stops = tokens.iter().enumerate().any(|(index, &inside)| inside && is_stop(index));
         if !stops && last + 1 < tokens.len() && is_stop(last + 1) {
             supervised[last + 1] = true;
         }

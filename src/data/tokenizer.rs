@@ -75,11 +75,7 @@ impl Tokenizer {
         let mut inner = parse(&bytes).map_err(|what| unusable(&place, &what))?;
         check_ids(&inner, vocab_size, &place)?;
         let declared = Declared::read(files)?;
-        let id = |name: &str| {
-            declared
-                .token(name)
-                .and_then(|text| inner.token_to_id(text))
-        };
+        let id = |name: &str| declared.token(name).and_then(|text| inner.token_to_id(text));
         let (bos, eos) = (id("bos_token"), id("eos_token"));
         let begin = match (declared.add_bos, bos) {
             (Some(true), Some(bos)) => vec![bos],
@@ -190,9 +186,7 @@ impl Tokenizer {
 /// Older models have only the files from which `tokenizer.json` is made.
 fn refuse_older_formats(path: &Path) -> Result<(), Error> {
     let beside = |name: &str| path.with_file_name(name).is_file();
-    let old = ["tokenizer.model", "vocab.json"]
-        .into_iter()
-        .find(|name| beside(name));
+    let old = ["tokenizer.model", "vocab.json"].into_iter().find(|name| beside(name));
     match old {
         Some(old) if !path.is_file() => {
             let what = format!(
@@ -227,9 +221,7 @@ fn unusable(place: &Place, what: &str) -> Error {
 fn parse(bytes: &[u8]) -> Result<Inner, String> {
     quiet::catch(|| -> Result<Inner, String> {
         let mut inner = Inner::from_bytes(bytes).map_err(|error| error.to_string())?;
-        inner
-            .with_truncation(None)
-            .map_err(|error| error.to_string())?;
+        inner.with_truncation(None).map_err(|error| error.to_string())?;
         inner.with_padding(None);
         Ok(inner)
     })?
@@ -262,16 +254,10 @@ fn check_ids(inner: &Inner, vocab_size: usize, place: &Place) -> Result<(), Erro
 fn post_processor_prefix(inner: &Inner) -> Result<Vec<u32>, String> {
     quiet::catch(|| -> Result<Vec<u32>, String> {
         let probe = "a";
-        let with = inner
-            .encode(probe, true)
-            .map_err(|error| error.to_string())?;
-        let plain = inner
-            .encode(probe, false)
-            .map_err(|error| error.to_string())?;
+        let with = inner.encode(probe, true).map_err(|error| error.to_string())?;
+        let plain = inner.encode(probe, false).map_err(|error| error.to_string())?;
         let (with, plain) = (with.get_ids(), plain.get_ids());
-        let at = with
-            .windows(plain.len().max(1))
-            .position(|window| window == plain);
+        let at = with.windows(plain.len().max(1)).position(|window| window == plain);
         Ok(with[..at.unwrap_or(0)].to_vec())
     })?
 }
@@ -316,12 +302,7 @@ impl<'a> TextStream<'a> {
             shown = tokenizer.decode(&prompt[prompt.len() - context..])?;
         }
         let ids = prompt[prompt.len() - context..].to_vec();
-        Ok(Self {
-            tokenizer,
-            whole: vec![ids.len()],
-            ids,
-            shown,
-        })
+        Ok(Self { tokenizer, whole: vec![ids.len()], ids, shown })
     }
 
     /// Takes the next token; the text that is certain now, often empty within a character.

@@ -42,11 +42,7 @@ pub fn turn_span(
         index,
     };
     let start = turn.start();
-    let end = if index + 1 == messages.len() {
-        Some(full.len())
-    } else {
-        turn.end(start)
-    };
+    let end = if index + 1 == messages.len() { Some(full.len()) } else { turn.end(start) };
     end.filter(|&end| end > start).map(|end| start..end)
 }
 
@@ -83,10 +79,7 @@ impl Turn<'_> {
     fn start(&self) -> usize {
         let before = self.conversation.first(self.index);
         let prompt = self.render(&before, GenerationPrompt::Add);
-        if let Some(prompt) = prompt
-            .as_ref()
-            .filter(|prompt| self.full.starts_with(*prompt))
-        {
+        if let Some(prompt) = prompt.as_ref().filter(|prompt| self.full.starts_with(*prompt)) {
             return prompt.len();
         }
         let probed = self.render(&self.probed, GenerationPrompt::Omit);
@@ -96,9 +89,7 @@ impl Turn<'_> {
             (Some(prompt), Some(plain)) => prompt.strip_prefix(plain.as_str()).unwrap_or_default(),
             _ => "",
         };
-        let found = self.full[..content]
-            .rfind(header)
-            .filter(|_| !header.is_empty());
+        let found = self.full[..content].rfind(header).filter(|_| !header.is_empty());
         found.map_or(content, |at| at + header.len())
     }
 
@@ -125,11 +116,7 @@ impl Turn<'_> {
 
 /// Where the text that follows the answer begins in `text`, seen from the end.
 fn content_end(text: &str, probed: &str) -> usize {
-    let same = text
-        .chars()
-        .rev()
-        .zip(probed.chars().rev())
-        .take_while(|(a, b)| a == b);
+    let same = text.chars().rev().zip(probed.chars().rev()).take_while(|(a, b)| a == b);
     text.len() - same.map(|(c, _)| c.len_utf8()).sum::<usize>()
 }
 

@@ -119,12 +119,7 @@ pub struct Buf<T> {
 
 impl<T: Pod> Buf<T> {
     pub(super) fn new(storage: Storage, len: usize, booking: Booking) -> Self {
-        Self {
-            storage,
-            len,
-            _booking: booking,
-            element: PhantomData,
-        }
+        Self { storage, len, _booking: booking, element: PhantomData }
     }
 
     /// Count of numbers.
@@ -180,22 +175,14 @@ impl<T: Pod> Buf<T> {
 impl Buf<f32> {
     /// The range `range` as a row-major matrix of `cols` columns.
     pub fn matrix(&self, range: Range<usize>, cols: usize) -> Mat<'_> {
-        assert!(
-            range.end <= self.len,
-            "range {range:?} of {} numbers",
-            self.len
-        );
+        assert!(range.end <= self.len, "range {range:?} of {} numbers", self.len);
         let address = self.address().offset(range.start * size_of::<f32>());
         Mat::new(address, Dtype::F32, range.len() / cols, cols)
     }
 
     /// The range `range` as a row-major matrix of `cols` columns, for writing.
     pub fn matrix_mut(&mut self, range: Range<usize>, cols: usize) -> MatMut<'_> {
-        assert!(
-            range.end <= self.len,
-            "range {range:?} of {} numbers",
-            self.len
-        );
+        assert!(range.end <= self.len, "range {range:?} of {} numbers", self.len);
         let address = self.address_mut().offset(range.start * size_of::<f32>());
         MatMut::new(address, Dtype::F32, range.len() / cols, cols)
     }
@@ -239,31 +226,19 @@ impl Act {
 
     /// The first `rows` rows of `cols` elements.
     pub fn view(&self, rows: usize, cols: usize) -> Mat<'_> {
-        assert!(
-            rows * cols <= self.len(),
-            "{rows} x {cols} of {} elements",
-            self.len()
-        );
+        assert!(rows * cols <= self.len(), "{rows} x {cols} of {} elements", self.len());
         Mat::new(self.bytes.address(), self.dtype, rows, cols)
     }
 
     /// The first `rows` rows of `cols` elements, for writing.
     pub fn view_mut(&mut self, rows: usize, cols: usize) -> MatMut<'_> {
-        assert!(
-            rows * cols <= self.len(),
-            "{rows} x {cols} of {} elements",
-            self.len()
-        );
+        assert!(rows * cols <= self.len(), "{rows} x {cols} of {} elements", self.len());
         MatMut::new(self.bytes.address_mut(), self.dtype, rows, cols)
     }
 
     /// `rows` rows of `cols` elements from element `start` on.
     pub fn view_at(&self, start: usize, rows: usize, cols: usize) -> Mat<'_> {
-        assert!(
-            start + rows * cols <= self.len(),
-            "{start}+{rows}x{cols} of {}",
-            self.len()
-        );
+        assert!(start + rows * cols <= self.len(), "{start}+{rows}x{cols} of {}", self.len());
         let address = self.bytes.address().offset(start * self.dtype.size());
         Mat::new(address, self.dtype, rows, cols)
     }
@@ -287,38 +262,21 @@ pub struct Mat<'a> {
 
 impl Mat<'_> {
     pub(super) fn new(address: Address, dtype: Dtype, rows: usize, cols: usize) -> Self {
-        Self {
-            address,
-            dtype,
-            rows,
-            cols,
-            stride: cols,
-            borrow: PhantomData,
-        }
+        Self { address, dtype, rows, cols, stride: cols, borrow: PhantomData }
     }
 
     /// The columns `range` of every row.
     pub fn columns(self, range: Range<usize>) -> Self {
         assert!(range.end <= self.cols, "columns {range:?} of {}", self.cols);
         let address = self.address.offset(range.start * self.dtype.size());
-        Self {
-            address,
-            cols: range.len(),
-            ..self
-        }
+        Self { address, cols: range.len(), ..self }
     }
 
     /// The rows `range`.
     pub fn rows(self, range: Range<usize>) -> Self {
         assert!(range.end <= self.rows, "rows {range:?} of {}", self.rows);
-        let address = self
-            .address
-            .offset(range.start * self.stride * self.dtype.size());
-        Self {
-            address,
-            rows: range.len(),
-            ..self
-        }
+        let address = self.address.offset(range.start * self.stride * self.dtype.size());
+        Self { address, rows: range.len(), ..self }
     }
 }
 
@@ -339,49 +297,28 @@ pub struct MatMut<'a> {
 
 impl<'a> MatMut<'a> {
     pub(super) fn new(address: Address, dtype: Dtype, rows: usize, cols: usize) -> Self {
-        Self {
-            address,
-            dtype,
-            rows,
-            cols,
-            stride: cols,
-            borrow: PhantomData,
-        }
+        Self { address, dtype, rows, cols, stride: cols, borrow: PhantomData }
     }
 
     /// The columns `range` of every row.
     pub fn columns(self, range: Range<usize>) -> MatMut<'a> {
         assert!(range.end <= self.cols, "columns {range:?} of {}", self.cols);
         let address = self.address.offset(range.start * self.dtype.size());
-        MatMut {
-            address,
-            cols: range.len(),
-            ..self
-        }
+        MatMut { address, cols: range.len(), ..self }
     }
 
     /// The rows `range`.
     pub fn rows(self, range: Range<usize>) -> MatMut<'a> {
         assert!(range.end <= self.rows, "rows {range:?} of {}", self.rows);
-        let address = self
-            .address
-            .offset(range.start * self.stride * self.dtype.size());
-        MatMut {
-            address,
-            rows: range.len(),
-            ..self
-        }
+        let address = self.address.offset(range.start * self.stride * self.dtype.size());
+        MatMut { address, rows: range.len(), ..self }
     }
 
     /// The columns before `at`, and those from `at` on.
     pub fn split_columns(self, at: usize) -> (MatMut<'a>, MatMut<'a>) {
         assert!(at <= self.cols, "split at column {at} of {}", self.cols);
         let address = self.address.offset(at * self.dtype.size());
-        let right = MatMut {
-            address,
-            cols: self.cols - at,
-            ..self
-        };
+        let right = MatMut { address, cols: self.cols - at, ..self };
         (MatMut { cols: at, ..self }, right)
     }
 

@@ -87,13 +87,7 @@ impl Cpu {
                 .build()
                 .expect("the system can start threads")
         });
-        Self {
-            pool,
-            simd,
-            dtype,
-            ledger,
-            scratch: Mutex::default(),
-        }
+        Self { pool, simd, dtype, ledger, scratch: Mutex::default() }
     }
 
     /// The instruction set that kernels may use.
@@ -103,9 +97,7 @@ impl Cpu {
 
     /// Count of threads.
     pub fn threads(&self) -> usize {
-        self.pool
-            .as_ref()
-            .map_or(1, ThreadPool::current_num_threads)
+        self.pool.as_ref().map_or(1, ThreadPool::current_num_threads)
     }
 
     /// Runs `task(0)` to `task(count - 1)`, each once, on any thread in any order.
@@ -120,10 +112,7 @@ impl Cpu {
 
     /// The number of the thread that asks, below [`threads`](Self::threads).
     pub fn thread(&self) -> usize {
-        self.pool
-            .as_ref()
-            .and_then(ThreadPool::current_thread_index)
-            .unwrap_or(0)
+        self.pool.as_ref().and_then(ThreadPool::current_thread_index).unwrap_or(0)
     }
 
     /// Lends scratch memory of at least the size asked for; its content is whatever was there.
@@ -135,16 +124,9 @@ impl Cpu {
         need: Scratch,
         run: impl FnOnce(ScratchMemory),
     ) -> Result<(), Error> {
-        let mut arena = self
-            .scratch
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut arena = self.scratch.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         let address = arena.reserve(need.total(self.threads()), &self.ledger)?;
-        run(ScratchMemory {
-            address,
-            need,
-            threads: self.threads(),
-        });
+        run(ScratchMemory { address, need, threads: self.threads() });
         Ok(())
     }
 }
@@ -157,10 +139,7 @@ impl Arena {
             self.memory = Some((Storage::host(bytes), booking));
             self.bytes = bytes;
         }
-        Ok(self
-            .memory
-            .as_mut()
-            .map_or(Address::NULL, |(storage, _)| storage.address_mut()))
+        Ok(self.memory.as_mut().map_or(Address::NULL, |(storage, _)| storage.address_mut()))
     }
 }
 
@@ -182,7 +161,6 @@ impl ScratchMemory {
     pub fn of_thread(&self, thread: usize) -> Address {
         assert!(thread < self.threads, "thread {thread} of {}", self.threads);
         let start = Scratch::aligned(self.need.shared);
-        self.address
-            .offset(start + thread * Scratch::aligned(self.need.per_thread))
+        self.address.offset(start + thread * Scratch::aligned(self.need.per_thread))
     }
 }

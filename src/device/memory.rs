@@ -38,11 +38,7 @@ pub struct Ledger {
 impl Ledger {
     /// An empty book for `device`, which has `limit` bytes.
     pub fn new(device: impl Into<String>, limit: u64) -> Arc<Self> {
-        Arc::new(Self {
-            device: device.into(),
-            limit,
-            report: Mutex::default(),
-        })
+        Arc::new(Self { device: device.into(), limit, report: Mutex::default() })
     }
 
     /// Books `bytes` under `label`, or refuses with [`Error::OutOfMemory`].
@@ -51,20 +47,11 @@ impl Ledger {
         let available = self.limit - report.total.current;
         if bytes > available {
             let device = self.device.clone();
-            return Err(Error::OutOfMemory {
-                device,
-                label,
-                bytes,
-                available,
-            });
+            return Err(Error::OutOfMemory { device, label, bytes, available });
         }
         report.total.add(bytes);
         report.labels.entry(label).or_default().add(bytes);
-        Ok(Booking {
-            ledger: self.clone(),
-            label,
-            bytes,
-        })
+        Ok(Booking { ledger: self.clone(), label, bytes })
     }
 
     /// A copy of the book.
@@ -111,35 +98,12 @@ mod tests {
         drop(ledger.book("b", 40).unwrap());
         assert!(matches!(
             ledger.book("b", 41),
-            Err(Error::OutOfMemory {
-                label: "b",
-                bytes: 41,
-                available: 40,
-                ..
-            })
+            Err(Error::OutOfMemory { label: "b", bytes: 41, available: 40, .. })
         ));
         drop(a);
         let report = ledger.report();
-        assert_eq!(
-            report.total,
-            Usage {
-                current: 0,
-                peak: 100
-            }
-        );
-        assert_eq!(
-            report.labels["a"],
-            Usage {
-                current: 0,
-                peak: 60
-            }
-        );
-        assert_eq!(
-            report.labels["b"],
-            Usage {
-                current: 0,
-                peak: 40
-            }
-        );
+        assert_eq!(report.total, Usage { current: 0, peak: 100 });
+        assert_eq!(report.labels["a"], Usage { current: 0, peak: 60 });
+        assert_eq!(report.labels["b"], Usage { current: 0, peak: 40 });
     }
 }

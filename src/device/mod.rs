@@ -90,35 +90,19 @@ impl Device {
 
     /// The CPU, held to the instruction set `simd`, which the machine must have.
     pub fn cpu_with(threads: usize, simd: Simd, dtype: Dtype, limit: u64) -> Self {
-        assert!(
-            simd <= Simd::detect(),
-            "{simd:?} on a machine with {:?}",
-            Simd::detect()
-        );
+        assert!(simd <= Simd::detect(), "{simd:?} on a machine with {:?}", Simd::detect());
         let ledger = Ledger::new("cpu", limit);
-        Self::new(Kind::Cpu(Arc::new(Cpu::new(
-            threads.max(1),
-            simd,
-            dtype,
-            ledger,
-        ))))
+        Self::new(Kind::Cpu(Arc::new(Cpu::new(threads.max(1), simd, dtype, ledger))))
     }
 
     /// A plan for a CPU of `threads` threads with activations of `dtype` and `limit` bytes.
     pub fn plan(threads: usize, dtype: Dtype, limit: u64) -> Self {
         let ledger = Ledger::new("cpu (planned)", limit);
-        Self::new(Kind::Plan(Arc::new(Plan::new(
-            threads.max(1),
-            dtype,
-            ledger,
-        ))))
+        Self::new(Kind::Plan(Arc::new(Plan::new(threads.max(1), dtype, ledger))))
     }
 
     fn new(kind: Kind) -> Self {
-        Self {
-            kind,
-            failure: Arc::default(),
-        }
+        Self { kind, failure: Arc::default() }
     }
 
     /// The element of activations.
@@ -212,12 +196,7 @@ impl Device {
 
     /// Copies `from` to the start of `to`.
     pub fn upload<T: Pod>(&self, from: &[T], to: &mut Buf<T>) {
-        assert!(
-            from.len() <= to.len(),
-            "{} numbers into {}",
-            from.len(),
-            to.len()
-        );
+        assert!(from.len() <= to.len(), "{} numbers into {}", from.len(), to.len());
         if let Some(host) = to.host_mut() {
             host[..from.len()].copy_from_slice(from);
         }
@@ -225,12 +204,7 @@ impl Device {
 
     /// Copies the start of `from` to `to`; a plan gives zeros.
     pub fn download<T: Pod>(&self, from: &Buf<T>, to: &mut [T]) {
-        assert!(
-            to.len() <= from.len(),
-            "{} numbers of {}",
-            to.len(),
-            from.len()
-        );
+        assert!(to.len() <= from.len(), "{} numbers of {}", to.len(), from.len());
         match from.host() {
             Some(host) => to.copy_from_slice(&host[..to.len()]),
             None => to.fill(T::zeroed()),
@@ -270,10 +244,7 @@ impl Device {
             }),
         };
         if let Err(error) = launched {
-            let mut failure = self
-                .failure
-                .lock()
-                .expect("no panic while noting a failure");
+            let mut failure = self.failure.lock().expect("no panic while noting a failure");
             failure.get_or_insert(error);
         }
     }
@@ -283,12 +254,7 @@ impl Device {
     /// # Errors
     /// The first failure since the last call.
     pub fn synchronize(&self) -> Result<(), Error> {
-        match self
-            .failure
-            .lock()
-            .expect("no panic while noting a failure")
-            .take()
-        {
+        match self.failure.lock().expect("no panic while noting a failure").take() {
             Some(error) => Err(error),
             None => Ok(()),
         }

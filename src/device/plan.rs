@@ -21,12 +21,7 @@ pub struct Plan {
 impl Plan {
     /// A plan for a CPU of `threads` threads.
     pub fn new(threads: usize, dtype: Dtype, ledger: Arc<Ledger>) -> Self {
-        Self {
-            threads,
-            dtype,
-            ledger,
-            scratch: Mutex::default(),
-        }
+        Self { threads, dtype, ledger, scratch: Mutex::default() }
     }
 
     /// Books what a launch would take, as the CPU's arena does.

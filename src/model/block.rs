@@ -228,7 +228,14 @@ impl Block {
         // 4. q, k rotated by position
         self.rotate(cx.device, cx.tokens, &mut saved.qkv, Direction::Forward);
         // 5. o = softmax(q·kᵀ)·v
-        self.attend(cx.device, cx.tokens, saved.qkv.view(n, width), cache, &mut saved.lse, &mut saved.o);
+        self.attend(
+            cx.device,
+            cx.tokens,
+            saved.qkv.view(n, width),
+            cache,
+            &mut saved.lse,
+            &mut saved.o,
+        );
         // 6. x₁ = x + o·Woᵀ
         let o = saved.o.view(n, self.output.weight.cols);
         let x1 = saved.x1.view_mut(n, hidden);
@@ -364,9 +371,18 @@ impl Block {
             None => new,
             Some(cache) => cache.extend(device, new),
         };
-        let (k, v) = (key_value.columns(0..new.cols / 2), key_value.columns(new.cols / 2..new.cols));
+        let (k, v) =
+            (key_value.columns(0..new.cols / 2), key_value.columns(new.cols / 2..new.cols));
         let o = o.view_mut(q.rows, q.cols);
-        attention::forward(device, &a.over(tokens), q, k, v, o, lse.view_mut(q.rows, a.heads.heads));
+        attention::forward(
+            device,
+            &a.over(tokens),
+            q,
+            k,
+            v,
+            o,
+            lse.view_mut(q.rows, a.heads.heads),
+        );
     }
 
     fn attention_gradient(&self, device: &Device, tokens: &Tokens, saved: &Saved, g: &mut Grads) {

@@ -21,10 +21,10 @@ use half::bf16;
 use serde_json::{Map, Value};
 
 use super::rope::Rope;
-pub use crate::ops::glu::Activation;
 use crate::checkpoint::json;
 use crate::device::Dtype;
 use crate::error::Error;
+pub use crate::ops::glu::Activation;
 use crate::ops::rmsnorm::Center;
 use family::Family;
 use fields::Fields;
@@ -238,11 +238,7 @@ fn head_dim(fields: &Fields, family: Family, hidden: usize, heads: usize) -> Res
         );
         return Err(fields.refuse(key, what));
     }
-    let head_dim = if derived {
-        hidden / heads
-    } else {
-        fields.size(key, LARGEST_HEAD_DIM)?
-    };
+    let head_dim = if derived { hidden / heads } else { fields.size(key, LARGEST_HEAD_DIM)? };
     if !head_dim.is_multiple_of(2) || head_dim > LARGEST_HEAD_DIM {
         let what = format!("{head_dim}, expected an even number up to {LARGEST_HEAD_DIM}");
         return Err(fields.refuse(key, what));

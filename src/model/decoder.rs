@@ -93,12 +93,7 @@ impl Decoder {
 
     /// The losses of the targets of the batch that [`forward`](Self::forward) ran. With
     /// `Some(scale)`, also `scale` times their sum's gradient at the last block's output.
-    pub fn losses(
-        &self,
-        device: &Device,
-        w: &mut Workspace,
-        scale: Option<f32>,
-    ) -> Vec<f32> {
+    pub fn losses(&self, device: &Device, w: &mut Workspace, scale: Option<f32>) -> Vec<f32> {
         let (n, targets, hidden) = (w.tokens.count, w.tokens.targets, self.config.hidden);
         let out = w.around(self.layers.len()).0;
         let room = &mut w.head;

@@ -117,7 +117,8 @@ impl Linear {
         let Some((dx, write)) = dx else { return };
         let dxa = cx.dxa.view(x.rows, lora.rank);
         let low_rank = Term { left: dxa, right: Operand::Dense(cx.params.operand(lora.a)) };
-        let Some(Dropout { room, draw }) = cx.dropout.as_mut().filter(|_| lora.dropout > 0.0) else {
+        let Some(Dropout { room, draw }) = cx.dropout.as_mut().filter(|_| lora.dropout > 0.0)
+        else {
             return matmul(cx.device, Form::Nn, &[base, low_rank], Epilogue::default(), dx, write);
         };
         let undropped = room.view_mut(x.rows, x.cols);

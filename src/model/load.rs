@@ -50,11 +50,7 @@ const NORMS: &str = "norms and biases";
 
 /// The code tables that weights in files must agree with.
 pub fn tables() -> Tables<'static> {
-    Tables {
-        nf4: Kind::Nf4.values(),
-        fp4: Kind::Fp4.values(),
-        dynamic: quant::SIGNED.values(),
-    }
+    Tables { nf4: Kind::Nf4.values(), fp4: Kind::Fp4.values(), dynamic: quant::SIGNED.values() }
 }
 
 /// Builds the decoder of `config` on `device` from `weights`, or from shapes alone on a plan.
@@ -302,9 +298,7 @@ impl Loader<'_> {
         let tensor = weights.require(name, &shape)?;
         tensor.expect_float()?;
         let values = match tensor.dtype {
-            DType::BF16 => {
-                self.device.adopt_dense(label, host(tensor.mapped()), Dtype::Bf16)?
-            }
+            DType::BF16 => self.device.adopt_dense(label, host(tensor.mapped()), Dtype::Bf16)?,
             _ => self.converted(label, &tensor)?,
         };
         if !self.device.is_plan() {

@@ -100,18 +100,10 @@ pub struct Longrope {
 impl Rope {
     /// Angles of base `theta` > 1 for `width` rotated numbers per head, an even number.
     pub fn new(theta: f64, width: usize, scaling: Scaling) -> Self {
-        assert!(
-            width > 0 && width.is_multiple_of(2),
-            "width {width} must be even"
-        );
+        assert!(width > 0 && width.is_multiple_of(2), "width {width} must be even");
         assert!(theta > 1.0, "theta {theta} must be above 1");
         let tables = Arc::default();
-        Self {
-            theta,
-            width,
-            scaling,
-            tables,
-        }
+        Self { theta, width, scaling, tables }
     }
 
     /// w, the rotated numbers per head; even, at most the head's size. The rest stays as it is.
@@ -124,11 +116,7 @@ impl Rope {
     ///
     /// `out` has `positions.len()` rows of `width` numbers.
     pub fn fill(&self, positions: Range<u32>, length: usize, out: &mut [f32]) {
-        assert_eq!(
-            out.len(),
-            positions.len() * self.width,
-            "a row for each position"
-        );
+        assert_eq!(out.len(), positions.len() * self.width, "a row for each position");
         let variant = match &self.scaling {
             Scaling::Dynamic { max_positions, .. } if length > *max_positions => {
                 let first = positions.start;
@@ -137,14 +125,9 @@ impl Rope {
             Scaling::Longrope(longrope) if length > longrope.original => 1,
             _ => 0,
         };
-        let (start, end) = (
-            positions.start as usize,
-            positions.end.max(positions.start) as usize,
-        );
+        let (start, end) = (positions.start as usize, positions.end.max(positions.start) as usize);
         // Rows are added whole, so a table is sound even after a panic elsewhere.
-        let mut table = self.tables[variant]
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut table = self.tables[variant].lock().unwrap_or_else(PoisonError::into_inner);
         self.grow(&mut table, end, length);
         out.copy_from_slice(&table[start * self.width..end * self.width]);
     }
@@ -157,12 +140,7 @@ impl Rope {
         }
         table.resize(end * self.width, 0.0);
         let new = &mut table[rows * self.width..];
-        write_rows(
-            &self.frequencies(length),
-            self.scaling.gain(),
-            rows as u32,
-            new,
-        );
+        write_rows(&self.frequencies(length), self.scaling.gain(), rows as u32, new);
     }
 
     /// Turning speed of each pair in radians per position, in a sequence of `length` tokens.
@@ -171,32 +149,20 @@ impl Rope {
         match &self.scaling {
             Scaling::Default => plain,
             Scaling::Linear { factor } => plain.into_iter().map(|f| f / factor).collect(),
-            Scaling::Dynamic {
-                factor,
-                max_positions,
-            } => {
+            Scaling::Dynamic { factor, max_positions } => {
                 let ratio = length.max(*max_positions) as f64 / *max_positions as f64;
                 let width = self.width as f64;
                 let growth = (factor * ratio - (factor - 1.0)).powf(width / (width - 2.0));
                 frequencies(self.theta * growth, self.width)
             }
             Scaling::Yarn(yarn) => yarn.frequencies(self.theta, &plain),
-            Scaling::Llama3 {
-                factor,
-                low,
-                high,
-                original,
-            } => {
+            Scaling::Llama3 { factor, low, high, original } => {
                 let scaled = |f| llama3(f, *factor, [*low, *high], *original);
                 plain.into_iter().map(scaled).collect()
             }
             Scaling::Longrope(longrope) => {
                 let divisors = longrope.divisors(length);
-                plain
-                    .iter()
-                    .zip(divisors)
-                    .map(|(f, divisor)| f / divisor)
-                    .collect()
+                plain.iter().zip(divisors).map(|(f, divisor)| f / divisor).collect()
             }
         }
     }
@@ -223,11 +189,7 @@ impl Scaling {
 impl Yarn {
     fn gain(&self) -> f64 {
         let weighted = |weight: f64| {
-            if self.factor <= 1.0 {
-                1.0
-            } else {
-                0.1 * weight * self.factor.ln() + 1.0
-            }
+            if self.factor <= 1.0 { 1.0 } else { 0.1 * weight * self.factor.ln() + 1.0 }
         };
         match (self.attention_factor, self.mscale, self.mscale_all_dim) {
             (Some(given), _, _) => given,
@@ -256,11 +218,7 @@ impl Yarn {
             (first, last) = (first.floor(), last.ceil());
         }
         let (first, last) = (first.max(0.0), last.min(width as f64 - 1.0));
-        if first == last {
-            (first, last + 0.001)
-        } else {
-            (first, last)
-        }
+        if first == last { (first, last + 0.001) } else { (first, last) }
     }
 }
 
@@ -277,11 +235,7 @@ impl Longrope {
     }
 
     fn divisors(&self, length: usize) -> &[f64] {
-        if length > self.original {
-            &self.long
-        } else {
-            &self.short
-        }
+        if length > self.original { &self.long } else { &self.short }
     }
 }
 

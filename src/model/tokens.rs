@@ -108,7 +108,8 @@ impl Tokens {
         device.upload(batch.tokens, &mut self.ids);
         device.upload(batch.rows, &mut self.rows);
         device.upload(batch.targets, &mut self.target_ids);
-        let segments: Vec<Segment> = batch.sequences.iter().map(|s| segment(s, batch.past)).collect();
+        let segments: Vec<Segment> =
+            batch.sequences.iter().map(|s| segment(s, batch.past)).collect();
         device.upload(&segments, &mut self.segments);
         for (rope, table) in config.ropes.iter().zip(&mut self.ropes) {
             self.staging.resize(self.count * table.width, 0.0);

@@ -95,10 +95,7 @@ pub fn adamw(
     let of_state = start..start + range.len();
     let ranges = [(&range, values.len()), (&range, grads.len()), (&of_state, m.len())];
     for (range, len) in ranges.into_iter().chain([(&of_state, v.len())]) {
-        assert!(
-            range.start <= range.end && range.end <= len,
-            "range {range:?} of {len} numbers"
-        );
+        assert!(range.start <= range.end && range.end <= len, "range {range:?} of {len} numbers");
     }
     let kernel = Params {
         values: values.address_mut(),
@@ -222,11 +219,7 @@ mod tests {
                 device,
                 &mut values,
                 &grads,
-                State32 {
-                    m: &mut m,
-                    v: &mut v,
-                    start: range.start,
-                },
+                State32 { m: &mut m, v: &mut v, start: range.start },
                 range.clone(),
                 &hyper,
             );

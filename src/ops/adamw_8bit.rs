@@ -69,10 +69,7 @@ pub fn adamw_8bit(
 ) {
     let Range { start, end } = values_range;
     for len in [values.len(), grads.len()] {
-        assert!(
-            start <= end && end <= len,
-            "range {start}..{end} of {len} numbers"
-        );
+        assert!(start <= end && end <= len, "range {start}..{end} of {len} numbers");
     }
     let codes = state_start + (end - start);
     for len in [state.m.len(), state.v.len()] {
@@ -224,29 +221,10 @@ mod tests {
             self.steps += 1;
             let ([m, v], [m_absmax, v_absmax]) = (&mut self.codes, &mut self.scales);
             let [signed_map, unsigned_map] = &self.maps;
-            let state = State8 {
-                m,
-                v,
-                m_absmax,
-                v_absmax,
-                signed_map,
-                unsigned_map,
-            };
-            let hyper = Hyper {
-                step: self.steps,
-                ..HYPER
-            };
+            let state = State8 { m, v, m_absmax, v_absmax, signed_map, unsigned_map };
+            let hyper = Hyper { step: self.steps, ..HYPER };
             let grads = buf(self.device, grads);
-            adamw_8bit(
-                self.device,
-                &mut self.values,
-                &grads,
-                state,
-                0..self.len,
-                7,
-                2,
-                &hyper,
-            );
+            adamw_8bit(self.device, &mut self.values, &grads, state, 0..self.len, 7, 2, &hyper);
         }
 
         fn values(&self) -> Vec<f32> {
@@ -263,19 +241,10 @@ mod tests {
         let mut values = floats(1, len);
         let (mut m, mut v) = (vec![0.0; len], vec![0.0; len]);
         for step in 1..=steps {
-            let (c1, c2) = (
-                1.0 - 0.9f64.powi(step as i32),
-                1.0 - 0.999f64.powi(step as i32),
-            );
-            for (i, g) in floats(100 + step, len)
-                .into_iter()
-                .map(f64::from)
-                .enumerate()
-            {
-                let (new_m, new_v) = (
-                    0.9 * f64::from(m[i]) + 0.1 * g,
-                    0.999 * f64::from(v[i]) + 0.001 * g * g,
-                );
+            let (c1, c2) = (1.0 - 0.9f64.powi(step as i32), 1.0 - 0.999f64.powi(step as i32));
+            for (i, g) in floats(100 + step, len).into_iter().map(f64::from).enumerate() {
+                let (new_m, new_v) =
+                    (0.9 * f64::from(m[i]) + 0.1 * g, 0.999 * f64::from(v[i]) + 0.001 * g * g);
                 let move_by = 1e-2 / c1 * new_m / ((new_v / c2).sqrt() + 1e-8);
                 values[i] = (f64::from(values[i]) - move_by) as f32;
                 (m[i], v[i]) = (new_m as f32, new_v as f32);
@@ -310,10 +279,7 @@ mod tests {
         let start = floats(1, 4396);
         let mut run = Run::new(&device, &start);
         (0..500).for_each(|_| run.step(&[0.0; 4396]));
-        assert!(
-            run.values() == start,
-            "a number without a gradient has moved"
-        );
+        assert!(run.values() == start, "a number without a gradient has moved");
     }
 
     #[test]
@@ -323,17 +289,11 @@ mod tests {
         let mut run = Run::new(&device, &start);
         for step in 0..100 {
             let mut grads = floats(step, 600);
-            (0..600)
-                .step_by(3)
-                .for_each(|i| grads[i] = if step % 2 == 0 { 0.0 } else { -0.0 });
+            (0..600).step_by(3).for_each(|i| grads[i] = if step % 2 == 0 { 0.0 } else { -0.0 });
             run.step(&grads);
         }
         for (i, (found, start)) in run.values().into_iter().zip(start).enumerate() {
-            assert_eq!(
-                found == start,
-                i % 3 == 0,
-                "number {i}: {start} became {found}"
-            );
+            assert_eq!(found == start, i % 3 == 0, "number {i}: {start} became {found}");
         }
     }
 
@@ -356,9 +316,7 @@ mod tests {
             let mut run = Run::new(device, &floats(1, 70_001));
             (0..2).for_each(|step| run.step(&floats(step, 70_001)));
             let mut all = run.values();
-            run.scales
-                .iter()
-                .for_each(|scales| all.extend(numbers(device, scales)));
+            run.scales.iter().for_each(|scales| all.extend(numbers(device, scales)));
             let codes = run.codes.iter().flat_map(|codes| numbers(device, codes));
             all.extend(codes.map(f32::from));
             all

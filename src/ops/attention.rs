@@ -175,17 +175,10 @@ pub fn backward(
     dk: MatMut,
     dv: MatMut,
 ) {
-    for (gradient, of) in [
-        (d_o, saved.o),
-        (dq.view(), saved.q),
-        (dk.view(), saved.k),
-        (dv.view(), saved.v),
-    ] {
-        assert_eq!(
-            shape(gradient),
-            shape(of),
-            "a gradient is like what it belongs to"
-        );
+    for (gradient, of) in
+        [(d_o, saved.o), (dq.view(), saved.q), (dk.view(), saved.k), (dv.view(), saved.v)]
+    {
+        assert_eq!(shape(gradient), shape(of), "a gradient is like what it belongs to");
     }
     let kernel = BackwardParams {
         forward: params(attention, saved),
@@ -207,18 +200,9 @@ fn shape(mat: Mat) -> (usize, usize, Dtype) {
 }
 
 fn params(attention: &Attention, mats: Saved) -> Params {
-    let Attention {
-        heads,
-        segments,
-        segment_count,
-        ..
-    } = *attention;
+    let Attention { heads, segments, segment_count, .. } = *attention;
     check(heads, mats);
-    assert!(
-        segment_count <= segments.len(),
-        "{segment_count} of {} segments",
-        segments.len()
-    );
+    assert!(segment_count <= segments.len(), "{segment_count} of {} segments", segments.len());
     let Saved { q, k, v, o, lse } = mats;
     Params {
         q: q.address,
@@ -247,29 +231,13 @@ fn params(attention: &Attention, mats: Saved) -> Params {
 }
 
 fn check(heads: Heads, Saved { q, k, v, o, lse }: Saved) {
-    let Heads {
-        heads,
-        kv_heads,
-        head_dim,
-    } = heads;
-    assert_eq!(
-        heads % kv_heads,
-        0,
-        "{heads} heads share {kv_heads} kv heads"
-    );
+    let Heads { heads, kv_heads, head_dim } = heads;
+    assert_eq!(heads % kv_heads, 0, "{heads} heads share {kv_heads} kv heads");
     assert_eq!(q.cols, heads * head_dim, "columns of q");
-    assert_eq!(
-        shape(k),
-        (k.rows, kv_heads * head_dim, q.dtype),
-        "shape of k"
-    );
+    assert_eq!(shape(k), (k.rows, kv_heads * head_dim, q.dtype), "shape of k");
     assert_eq!(shape(v), shape(k), "v must be like k");
     assert_eq!(shape(o), shape(q), "o must be like q");
-    assert_eq!(
-        shape(lse),
-        (q.rows, heads, lse_dtype(q.dtype)),
-        "shape of lse"
-    );
+    assert_eq!(shape(lse), (q.rows, heads, lse_dtype(q.dtype)), "shape of lse");
 }
 
 impl Params {
@@ -293,10 +261,7 @@ impl Params {
             );
         }
         for pair in segments.windows(2) {
-            assert!(
-                pair[0].q_end() <= u64::from(pair[1].q_start),
-                "{pair:?} share queries"
-            );
+            assert!(pair[0].q_end() <= u64::from(pair[1].q_start), "{pair:?} share queries");
         }
         segments
     }

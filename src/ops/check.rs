@@ -25,13 +25,7 @@ pub fn gradient_error(
 ) -> f64 {
     const STEP: f64 = 1e-5;
     let dy: Vec<f64> = normal(77, forward(x).len()).collect();
-    let loss = |x: &[f64]| {
-        forward(x)
-            .iter()
-            .zip(&dy)
-            .map(|(y, dy)| y * dy)
-            .sum::<f64>()
-    };
+    let loss = |x: &[f64]| forward(x).iter().zip(&dy).map(|(y, dy)| y * dy).sum::<f64>();
     let analytic = backward(x, &dy);
     let mut worst = 0.0f64;
     let mut moved = x.to_vec();
@@ -50,11 +44,7 @@ pub fn gradient_error(
 pub fn scaled_error(a: &[f64], b: &[f64]) -> f64 {
     assert_eq!(a.len(), b.len(), "as many numbers as expected");
     let greatest = |m: f64, x: f64| if x <= m { m } else { x };
-    let worst = a
-        .iter()
-        .zip(b)
-        .map(|(a, b)| (a - b).abs())
-        .fold(0.0, greatest);
+    let worst = a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, greatest);
     worst / b.iter().map(|b| b.abs()).fold(0.0, greatest)
 }
 
@@ -67,14 +57,8 @@ pub fn to_bf16(x: f64) -> f64 {
 pub fn upload(device: &Device, numbers: &[f64], dtype: Dtype) -> Act {
     let mut act = device.alloc_dense("test", numbers.len(), dtype).unwrap();
     let bytes: Vec<u8> = match dtype {
-        Dtype::Bf16 => numbers
-            .iter()
-            .flat_map(|x| bf16::from_f64(*x).to_ne_bytes())
-            .collect(),
-        Dtype::F32 => numbers
-            .iter()
-            .flat_map(|x| (*x as f32).to_ne_bytes())
-            .collect(),
+        Dtype::Bf16 => numbers.iter().flat_map(|x| bf16::from_f64(*x).to_ne_bytes()).collect(),
+        Dtype::F32 => numbers.iter().flat_map(|x| (*x as f32).to_ne_bytes()).collect(),
         Dtype::F64 => numbers.iter().flat_map(|x| x.to_ne_bytes()).collect(),
     };
     device.upload(&bytes, act.bytes_mut());

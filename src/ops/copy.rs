@@ -40,11 +40,7 @@ struct AddParams {
 
 /// to [rows, cols] = from [rows, cols], converted to the element of `to` with one rounding.
 pub fn copy(device: &Device, from: Mat, to: MatMut) {
-    assert_eq!(
-        (to.rows, to.cols),
-        (from.rows, from.cols),
-        "a copy has the shape of its source"
-    );
+    assert_eq!((to.rows, to.cols), (from.rows, from.cols), "a copy has the shape of its source");
     let kernel = Params {
         from: from.address,
         to: to.address,
@@ -107,11 +103,7 @@ pub(super) struct Source<E> {
 
 impl<E: Element> Source<E> {
     pub(super) fn new(address: Address, stride: u64) -> Self {
-        Self {
-            address,
-            stride: stride as usize,
-            element: PhantomData,
-        }
+        Self { address, stride: stride as usize, element: PhantomData }
     }
 
     /// `len` elements of row `row` from column `start` on.
@@ -221,15 +213,9 @@ mod tests {
                     let source = act(&device, from, &normal(1, len).collect::<Vec<_>>());
                     let mut target = act(&device, to, &vec![0.0; len]);
                     copy(&device, source.view(1, len), target.view_mut(1, len));
-                    let expected: Vec<f64> = values(&device, &source)
-                        .iter()
-                        .map(|x| rounded(to, *x))
-                        .collect();
-                    assert_eq!(
-                        values(&device, &target),
-                        expected,
-                        "{from:?} to {to:?}, {len}"
-                    );
+                    let expected: Vec<f64> =
+                        values(&device, &source).iter().map(|x| rounded(to, *x)).collect();
+                    assert_eq!(values(&device, &target), expected, "{from:?} to {to:?}, {len}");
                 }
             }
         }
@@ -240,11 +226,7 @@ mod tests {
     fn f64_beside_a_tie_is_not_rounded_twice() {
         let device = Device::cpu(1, Dtype::F64, u64::MAX);
         let (tie, little) = (1.0 + 2f64.powi(-8), 2f64.powi(-40));
-        let source = act(
-            &device,
-            Dtype::F64,
-            &[tie - little, tie, tie + little, -tie - little],
-        );
+        let source = act(&device, Dtype::F64, &[tie - little, tie, tie + little, -tie - little]);
         let mut target = act(&device, Dtype::Bf16, &[0.0; 4]);
         copy(&device, source.view(1, 4), target.view_mut(1, 4));
         let above = 1.0 + 2f64.powi(-7);
@@ -254,11 +236,7 @@ mod tests {
     #[test]
     fn infinities_and_nan_are_copied() {
         let device = Device::cpu(1, Dtype::F32, u64::MAX);
-        let source = act(
-            &device,
-            Dtype::F64,
-            &[f64::INFINITY, f64::NEG_INFINITY, f64::NAN],
-        );
+        let source = act(&device, Dtype::F64, &[f64::INFINITY, f64::NEG_INFINITY, f64::NAN]);
         let mut target = act(&device, Dtype::Bf16, &[0.0; 3]);
         copy(&device, source.view(1, 3), target.view_mut(1, 3));
         let found = values(&device, &target);
@@ -269,27 +247,14 @@ mod tests {
     #[test]
     fn strides_are_followed_and_the_gap_is_left_alone() {
         let device = Device::cpu(2, Dtype::F32, u64::MAX);
-        let source = act(
-            &device,
-            Dtype::F32,
-            &(0..21).map(f64::from).collect::<Vec<_>>(),
-        );
+        let source = act(&device, Dtype::F32, &(0..21).map(f64::from).collect::<Vec<_>>());
         let mut target = act(&device, Dtype::Bf16, &[99.0; 15]);
-        copy(
-            &device,
-            source.view(3, 7).columns(4..7),
-            target.view_mut(3, 5).columns(1..4),
-        );
+        copy(&device, source.view(3, 7).columns(4..7), target.view_mut(3, 5).columns(1..4));
         let expected = [[99.0, 4.0, 5.0, 6.0, 99.0], [99.0, 11.0, 12.0, 13.0, 99.0]];
         assert_eq!(values(&device, &target)[..10], expected.concat());
         let mut sums = act(&device, Dtype::F32, &[0.0; 6]);
         let wide = source.view(3, 7);
-        add(
-            &device,
-            wide.columns(0..2),
-            wide.columns(5..7),
-            sums.view_mut(3, 2),
-        );
+        add(&device, wide.columns(0..2), wide.columns(5..7), sums.view_mut(3, 2));
         assert_eq!(values(&device, &sums), [5.0, 7.0, 19.0, 21.0, 33.0, 35.0]);
     }
 
@@ -301,18 +266,10 @@ mod tests {
                     let a = act(&device, dtype, &normal(1, len).collect::<Vec<_>>());
                     let b = act(&device, dtype, &normal(2, len).collect::<Vec<_>>());
                     let mut out = act(&device, dtype, &vec![0.0; len]);
-                    add(
-                        &device,
-                        a.view(1, len),
-                        b.view(1, len),
-                        out.view_mut(1, len),
-                    );
+                    add(&device, a.view(1, len), b.view(1, len), out.view_mut(1, len));
                     let (a, b) = (values(&device, &a), values(&device, &b));
-                    let expected: Vec<f64> = a
-                        .iter()
-                        .zip(&b)
-                        .map(|(a, b)| rounded(dtype, a + b))
-                        .collect();
+                    let expected: Vec<f64> =
+                        a.iter().zip(&b).map(|(a, b)| rounded(dtype, a + b)).collect();
                     assert_eq!(values(&device, &out), expected, "{dtype:?}, {len}");
                 }
             }

@@ -55,21 +55,9 @@ pub fn cross_entropy(
     gradient: Gradient,
 ) {
     let end = first + logits.rows;
-    assert!(
-        end <= targets.len(),
-        "rows {first}..{end} of {} targets",
-        targets.len()
-    );
-    assert!(
-        end <= losses.len(),
-        "rows {first}..{end} of {} losses",
-        losses.len()
-    );
-    assert_eq!(
-        logits.dtype,
-        logits_dtype(device.dtype()),
-        "element of logits"
-    );
+    assert!(end <= targets.len(), "rows {first}..{end} of {} targets", targets.len());
+    assert!(end <= losses.len(), "rows {first}..{end} of {} losses", losses.len());
+    assert_eq!(logits.dtype, logits_dtype(device.dtype()), "element of logits");
     assert!(logits.cols > 0, "logits of an empty vocabulary");
     let (has_gradient, scale) = match gradient {
         Gradient::None => (0, 0.0),
@@ -194,10 +182,7 @@ fn lanes_max<R: Real>(numbers: &[R]) -> R {
     const LANES: usize = 64;
     let mut lanes = [R::NEG_INFINITY; LANES];
     let chunks = numbers.chunks_exact(LANES);
-    let rest = chunks
-        .remainder()
-        .iter()
-        .fold(R::NEG_INFINITY, |max, x| max.max(*x));
+    let rest = chunks.remainder().iter().fold(R::NEG_INFINITY, |max, x| max.max(*x));
     for chunk in chunks {
         for (lane, number) in lanes.iter_mut().zip(chunk) {
             *lane = lane.max(*number);
@@ -216,13 +201,7 @@ fn replace<E: Element>(
     cap: Option<E::Real>,
     scale: E::Real,
 ) {
-    let at_target = gradient(
-        capped(logits[target], cap),
-        softmax,
-        cap,
-        scale,
-        E::Real::ONE,
-    );
+    let at_target = gradient(capped(logits[target], cap), softmax, cap, scale, E::Real::ONE);
     let mut piece = [E::Real::ZERO; PIECE];
     for start in (0..logits.len()).step_by(PIECE) {
         let count = PIECE.min(logits.len() - start);
@@ -256,9 +235,7 @@ mod tests {
     const SCALE: f32 = 0.125;
 
     fn inputs(rows: usize, vocabulary: usize) -> (Vec<f64>, Vec<u32>) {
-        let logits = normal(5, rows * vocabulary)
-            .map(|z| to_bf16(4.0 * z))
-            .collect();
+        let logits = normal(5, rows * vocabulary).map(|z| to_bf16(4.0 * z)).collect();
         let targets = (0..rows).map(|r| (r * 7919 % vocabulary) as u32).collect();
         (logits, targets)
     }
@@ -284,21 +261,14 @@ mod tests {
         assert_eq!(out[0], 0.0, "a loss before the first");
         let losses = out[1..].iter().map(|loss| f64::from(*loss)).collect();
         let left = reread(device, &act, device.dtype());
-        (
-            losses,
-            left.chunks(stride)
-                .flat_map(|row| row[..vocabulary].to_vec())
-                .collect(),
-        )
+        (losses, left.chunks(stride).flat_map(|row| row[..vocabulary].to_vec()).collect())
     }
 
     /// The memory of `act` as elements of `dtype`.
     fn reread(device: &Device, act: &Act, dtype: Dtype) -> Vec<f64> {
         let mut bytes = vec![0u8; act.bytes().len()];
         device.download(act.bytes(), &mut bytes);
-        let mut same = device
-            .alloc_dense("same", bytes.len() / dtype.size(), dtype)
-            .unwrap();
+        let mut same = device.alloc_dense("same", bytes.len() / dtype.size(), dtype).unwrap();
         device.upload(&bytes, same.bytes_mut());
         download(device, &same)
     }
@@ -308,10 +278,7 @@ mod tests {
         let cap = |z: f64| soft_cap.map_or(z, |c| f64::from(c) * (z / f64::from(c)).tanh());
         let rows = logits.chunks(logits.len() / targets.len()).zip(targets);
         rows.map(|(row, t)| {
-            let sum: f64 = row
-                .iter()
-                .map(|z| (cap(*z) - cap(row[*t as usize])).exp())
-                .sum();
+            let sum: f64 = row.iter().map(|z| (cap(*z) - cap(row[*t as usize])).exp()).sum();
             sum.ln()
         })
         .collect()
@@ -325,10 +292,7 @@ mod tests {
             let sum = |z: &[f64]| vec![textbook(z, &targets, soft_cap).iter().sum::<f64>()];
             let error = gradient_error(&logits, sum, |z, dy| {
                 let gradient = run(&device, z, &targets, soft_cap, Gradient::Scale(SCALE)).1;
-                gradient
-                    .iter()
-                    .map(|g| g / f64::from(SCALE) * dy[0])
-                    .collect()
+                gradient.iter().map(|g| g / f64::from(SCALE) * dy[0]).collect()
             });
             assert!(error < 1e-7, "{rows} x {vocabulary}: scaled error {error}");
         }
@@ -354,10 +318,7 @@ mod tests {
                     );
                     if vocabulary > 1 {
                         let error = scaled_error(&ours, &gradient);
-                        assert!(
-                            error < 1e-5,
-                            "{vocabulary} {simd:?}: gradient error {error}"
-                        );
+                        assert!(error < 1e-5, "{vocabulary} {simd:?}: gradient error {error}");
                     }
                 }
             }
@@ -398,13 +359,7 @@ mod tests {
         let (logits, targets) = inputs(5, 3000);
         let on = |threads| {
             let device = Device::cpu(threads, Dtype::Bf16, u64::MAX);
-            run(
-                &device,
-                &logits,
-                &targets,
-                Some(20.0),
-                Gradient::Scale(SCALE),
-            )
+            run(&device, &logits, &targets, Some(20.0), Gradient::Scale(SCALE))
         };
         let alone = on(1);
         for threads in [2, 3, 8] {

@@ -41,11 +41,7 @@ struct Params {
 
 /// out [rows, cols] (=|+=) x·mask/(1 − p), p in [0, 1).
 pub fn dropout(device: &Device, x: Mat, draw: Draw, p: f32, out: MatMut, write: Write) {
-    assert_eq!(
-        (out.rows, out.cols, out.dtype),
-        (x.rows, x.cols, x.dtype),
-        "out must be like x"
-    );
+    assert_eq!((out.rows, out.cols, out.dtype), (x.rows, x.cols, x.dtype), "out must be like x");
     assert!((0.0..1.0).contains(&p), "the probability {p} of [0, 1)");
     let p = f64::from(p);
     let kernel = Params {
@@ -156,23 +152,13 @@ mod tests {
     use crate::ops::check::normal;
     use crate::ops::host::{LENGTHS, act, assert_same_for_any_thread_count, devices, values};
 
-    const DRAW: Draw = Draw {
-        seed: 0x1234_5678_9abc_def0,
-        stream: 0xfedc_ba98_7654_3210,
-    };
+    const DRAW: Draw = Draw { seed: 0x1234_5678_9abc_def0, stream: 0xfedc_ba98_7654_3210 };
 
     fn run(device: &Device, x: &[f64], rows: usize, draw: Draw, p: f32) -> Vec<f64> {
         let cols = x.len() / rows;
         let x = act(device, device.dtype(), x);
         let mut out = device.alloc_act("out", rows * cols).unwrap();
-        dropout(
-            device,
-            x.view(rows, cols),
-            draw,
-            p,
-            out.view_mut(rows, cols),
-            Write::Set,
-        );
+        dropout(device, x.view(rows, cols), draw, p, out.view_mut(rows, cols), Write::Set);
         values(device, &out)
     }
 
@@ -181,16 +167,8 @@ mod tests {
     fn philox_gives_the_published_words() {
         let ones = u32::MAX;
         let known: [([u32; 4], [u32; 2], [u32; 4]); 3] = [
-            (
-                [0; 4],
-                [0; 2],
-                [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8],
-            ),
-            (
-                [ones; 4],
-                [ones; 2],
-                [0x408f_276d, 0x41c8_3b0e, 0xa20b_c7c6, 0x6d54_51fd],
-            ),
+            ([0; 4], [0; 2], [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8]),
+            ([ones; 4], [ones; 2], [0x408f_276d, 0x41c8_3b0e, 0xa20b_c7c6, 0x6d54_51fd]),
             (
                 [0x243f_6a88, 0x85a3_08d3, 0x1319_8a2e, 0x0370_7344],
                 [0xa409_3822, 0x299f_31d0],
@@ -231,10 +209,7 @@ mod tests {
             let out = run(&device, &vec![1.0; count], 8, DRAW, p);
             let dropped = out.iter().filter(|x| **x == 0.0).count() as f64 / count as f64;
             let deviation = (f64::from(p) * f64::from(1.0 - p) / count as f64).sqrt();
-            assert!(
-                (dropped - f64::from(p)).abs() < 4.0 * deviation,
-                "{p}: {dropped}"
-            );
+            assert!((dropped - f64::from(p)).abs() < 4.0 * deviation, "{p}: {dropped}");
             let mean = out.iter().sum::<f64>() / count as f64;
             let allowed = 4.0 * deviation / f64::from(1.0 - p);
             assert!((mean - 1.0).abs() < allowed, "{p}: mean {mean}");
@@ -247,12 +222,7 @@ mod tests {
         let (x, dy) = (vec![1.0; 5 * 333], normal(1, 5 * 333).collect::<Vec<_>>());
         let forward = run(&device, &x, 5, DRAW, 0.3);
         let backward = run(&device, &dy, 5, DRAW, 0.3);
-        assert!(
-            forward
-                .iter()
-                .zip(&backward)
-                .all(|(y, dx)| (*y == 0.0) == (*dx == 0.0))
-        );
+        assert!(forward.iter().zip(&backward).all(|(y, dx)| (*y == 0.0) == (*dx == 0.0)));
     }
 
     #[test]
@@ -261,22 +231,8 @@ mod tests {
         let mask = |draw| run(&device, &[1.0; 256], 1, draw, 0.5);
         let Draw { seed, stream } = DRAW;
         for bit in [0, 32, 63] {
-            assert_ne!(
-                mask(DRAW),
-                mask(Draw {
-                    seed,
-                    stream: stream ^ 1 << bit
-                }),
-                "stream {bit}"
-            );
-            assert_ne!(
-                mask(DRAW),
-                mask(Draw {
-                    seed: seed ^ 1 << bit,
-                    stream
-                }),
-                "seed {bit}"
-            );
+            assert_ne!(mask(DRAW), mask(Draw { seed, stream: stream ^ 1 << bit }), "stream {bit}");
+            assert_ne!(mask(DRAW), mask(Draw { seed: seed ^ 1 << bit, stream }), "seed {bit}");
         }
     }
 
@@ -294,26 +250,12 @@ mod tests {
         let x = act(&device, Dtype::F64, &numbers);
         let mut out = act(&device, Dtype::F64, &[1.0; 4 * 8]);
         let view = out.view_mut(4, 8).columns(1..6);
-        dropout(
-            &device,
-            x.view(4, 9).columns(3..8),
-            DRAW,
-            0.4,
-            view,
-            Write::Add,
-        );
-        let inner: Vec<f64> = numbers
-            .chunks_exact(9)
-            .flat_map(|row| row[3..8].to_vec())
-            .collect();
+        dropout(&device, x.view(4, 9).columns(3..8), DRAW, 0.4, view, Write::Add);
+        let inner: Vec<f64> = numbers.chunks_exact(9).flat_map(|row| row[3..8].to_vec()).collect();
         let dense = run(&device, &inner, 4, DRAW, 0.4);
         for (i, found) in values(&device, &out).into_iter().enumerate() {
             let (row, col) = (i / 8, i % 8);
-            let added = if (1..6).contains(&col) {
-                dense[row * 5 + col - 1]
-            } else {
-                0.0
-            };
+            let added = if (1..6).contains(&col) { dense[row * 5 + col - 1] } else { 0.0 };
             assert_eq!(found, 1.0 + added, "{row}, {col}");
         }
     }

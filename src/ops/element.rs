@@ -84,11 +84,7 @@ impl Element for bf16 {
     fn from_real(value: f32) -> Self {
         let bits = value.to_bits();
         let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1));
-        let kept = if value.is_nan() {
-            bits | 0x0040_0000
-        } else {
-            rounded
-        };
+        let kept = if value.is_nan() { bits | 0x0040_0000 } else { rounded };
         Self::from_bits((kept >> 16) as u16)
     }
 }
@@ -162,15 +158,7 @@ impl Real for f32 {
         let n = shifted - ROUND;
         let r = (x - n * LN2_HIGH) - n * LN2_LOW;
         let mut p = 1.0 / 5040.0;
-        for c in [
-            1.0 / 720.0,
-            1.0 / 120.0,
-            1.0 / 24.0,
-            1.0 / 6.0,
-            0.5,
-            1.0,
-            1.0,
-        ] {
+        for c in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
             p = p * r + c;
         }
         // The integer stands in the last bits of the shifted number; a cast would saturate, which
@@ -299,10 +287,7 @@ mod tests {
             let exact = f64::from(x).exp();
             worst = worst.max((f64::from(Real::exp(x)) - exact).abs() / exact);
         }
-        assert!(
-            worst < 2.0 * f64::from(f32::EPSILON),
-            "relative error {worst}"
-        );
+        assert!(worst < 2.0 * f64::from(f32::EPSILON), "relative error {worst}");
         assert_eq!(Real::exp(f32::NEG_INFINITY), 0.0);
         assert_eq!(Real::exp(100.0f32), f32::INFINITY);
         assert!(Real::exp(f32::NAN).is_nan());
@@ -313,10 +298,7 @@ mod tests {
         for i in 0..200_000u32 {
             let x = f32::from_bits(i.wrapping_mul(2_654_435_761));
             let (ours, theirs) = (<bf16 as Element>::from_real(x), bf16::from_f32(x));
-            assert!(
-                ours == theirs || x.is_nan() && ours.is_nan(),
-                "{x}: {ours} for {theirs}"
-            );
+            assert!(ours == theirs || x.is_nan() && ours.is_nan(), "{x}: {ours} for {theirs}");
         }
     }
 }

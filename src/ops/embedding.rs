@@ -30,12 +30,7 @@ struct Params {
 /// On a token that is not below V: whoever reads the data has refused it with its place.
 pub fn lookup(device: &Device, table: Mat, tokens: &Buf<u32>, scale: f32, out: MatMut) {
     assert_eq!(out.cols, table.cols, "out must be as wide as the table");
-    assert!(
-        out.rows <= tokens.len(),
-        "{} rows of {} tokens",
-        out.rows,
-        tokens.len()
-    );
+    assert!(out.rows <= tokens.len(), "{} rows of {} tokens", out.rows, tokens.len());
     let kernel = Params {
         table: table.address,
         tokens: tokens.address(),
@@ -111,20 +106,10 @@ mod tests {
             (Dtype::F32, Dtype::F64),
         ] {
             for (device, cols) in devices(dtype).flat_map(|d| LENGTHS.map(|n| (d.clone(), n))) {
-                let table = act(
-                    &device,
-                    table_dtype,
-                    &normal(1, 7 * cols).collect::<Vec<_>>(),
-                );
+                let table = act(&device, table_dtype, &normal(1, 7 * cols).collect::<Vec<_>>());
                 let ids = buf(&device, &tokens);
                 let mut out = device.alloc_act("out", 4 * cols).unwrap();
-                lookup(
-                    &device,
-                    table.view(7, cols),
-                    &ids,
-                    1.5,
-                    out.view_mut(4, cols),
-                );
+                lookup(&device, table.view(7, cols), &ids, 1.5, out.view_mut(4, cols));
                 let rows = values(&device, &table);
                 let expected: Vec<f64> = tokens[..4]
                     .iter()
@@ -132,11 +117,7 @@ mod tests {
                     .map(|x| x * 1.5)
                     .collect();
                 let expected = values(&device, &act(&device, dtype, &expected));
-                assert_eq!(
-                    values(&device, &out),
-                    expected,
-                    "{table_dtype:?} {dtype:?} {cols}"
-                );
+                assert_eq!(values(&device, &out), expected, "{table_dtype:?} {dtype:?} {cols}");
             }
         }
     }
@@ -144,24 +125,11 @@ mod tests {
     #[test]
     fn strides_are_followed_and_the_gap_is_left_alone() {
         let device = Device::cpu(2, Dtype::F32, u64::MAX);
-        let table = act(
-            &device,
-            Dtype::F32,
-            &(0..12).map(f64::from).collect::<Vec<_>>(),
-        );
+        let table = act(&device, Dtype::F32, &(0..12).map(f64::from).collect::<Vec<_>>());
         let mut out = act(&device, Dtype::F32, &[9.0; 8]);
         let view = out.view_mut(2, 4).columns(1..3);
-        lookup(
-            &device,
-            table.view(3, 4).columns(2..4),
-            &buf(&device, &[2, 0]),
-            1.0,
-            view,
-        );
-        assert_eq!(
-            values(&device, &out),
-            [9.0, 10.0, 11.0, 9.0, 9.0, 2.0, 3.0, 9.0]
-        );
+        lookup(&device, table.view(3, 4).columns(2..4), &buf(&device, &[2, 0]), 1.0, view);
+        assert_eq!(values(&device, &out), [9.0, 10.0, 11.0, 9.0, 9.0, 2.0, 3.0, 9.0]);
     }
 
     #[test]
@@ -170,33 +138,17 @@ mod tests {
         let device = Device::cpu(1, Dtype::F32, u64::MAX);
         let table = act(&device, Dtype::F32, &[0.0; 6]);
         let mut out = device.alloc_act("out", 2).unwrap();
-        lookup(
-            &device,
-            table.view(3, 2),
-            &buf(&device, &[3]),
-            1.0,
-            out.view_mut(1, 2),
-        );
+        lookup(&device, table.view(3, 2), &buf(&device, &[3]), 1.0, out.view_mut(1, 2));
     }
 
     #[test]
     fn bits_do_not_depend_on_the_thread_count() {
         let tokens: Vec<u32> = (0..500).map(|i| i * 7 % 50).collect();
         assert_same_for_any_thread_count(Dtype::F32, |device| {
-            let table = act(
-                device,
-                Dtype::Bf16,
-                &normal(1, 50 * 100).collect::<Vec<_>>(),
-            );
+            let table = act(device, Dtype::Bf16, &normal(1, 50 * 100).collect::<Vec<_>>());
             let mut out = device.alloc_act("out", 500 * 100).unwrap();
             let tokens = buf(device, &tokens);
-            lookup(
-                device,
-                table.view(50, 100),
-                &tokens,
-                10.0,
-                out.view_mut(500, 100),
-            );
+            lookup(device, table.view(50, 100), &tokens, 10.0, out.view_mut(500, 100));
             values(device, &out)
         });
     }

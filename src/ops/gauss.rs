@@ -120,10 +120,7 @@ mod tests {
             let cdf = |x: f64| distribution_and_density(x).0;
             let slope = (cdf(x + step) - cdf(x - step)) / (2.0 * step);
             let density = distribution_and_density(x).1;
-            assert!(
-                (slope - density).abs() < 1e-10,
-                "{x}: {slope} for {density}"
-            );
+            assert!((slope - density).abs() < 1e-10, "{x}: {slope} for {density}");
         }
     }
 

@@ -126,11 +126,7 @@ pub struct Epilogue<'a> {
 
 impl Default for Epilogue<'_> {
     fn default() -> Self {
-        Self {
-            alpha: 1.0,
-            bias: None,
-            residual: None,
-        }
+        Self { alpha: 1.0, bias: None, residual: None }
     }
 }
 
@@ -223,11 +219,7 @@ enum Content {
 
 impl Params {
     fn new(form: Form, terms: &[Term], epilogue: Epilogue, out: &MatMut, write: Write) -> Self {
-        assert!(
-            matches!(terms.len(), 1 | 2),
-            "{} terms, not 1 or 2",
-            terms.len()
-        );
+        assert!(matches!(terms.len(), 1 | 2), "{} terms, not 1 or 2", terms.len());
         let product = |term: &Term| Product::new(form, term, (out.rows, out.cols));
         if let Some(bias) = epilogue.bias {
             assert_eq!(bias.len(), out.cols, "numbers of bias for the columns");
@@ -238,10 +230,7 @@ impl Params {
             assert_eq!(shape, (out.rows, out.cols), "shape of the residual");
         }
         Self {
-            products: [
-                product(&terms[0]),
-                terms.get(1).map_or(Product::NONE, product),
-            ],
+            products: [product(&terms[0]), terms.get(1).map_or(Product::NONE, product)],
             rows: out.rows as u64,
             cols: out.cols as u64,
             bias: epilogue.bias.map_or(Address::NULL, Buf::address),
@@ -275,11 +264,7 @@ fn compute_type(terms: &[Term], residual: Option<Mat>, out: Dtype) -> Dtype {
 impl Product {
     const NONE: Self = Self {
         left: Dense::NONE,
-        right: Right {
-            dense: Dense::NONE,
-            weight: Weight::NONE,
-            content: Content::Dense,
-        },
+        right: Right { dense: Dense::NONE, weight: Weight::NONE, content: Content::Dense },
         depth: 0,
     };
 
@@ -292,37 +277,22 @@ impl Product {
             Form::Tn => ((k, m), (k, n)),
         };
         assert_eq!((left, right), expected, "operands of a {m} x {n} {form:?}");
-        Self {
-            left: Dense::new(term.left),
-            right: Right::new(&term.right),
-            depth: k as u64,
-        }
+        Self { left: Dense::new(term.left), right: Right::new(&term.right), depth: k as u64 }
     }
 }
 
 impl Dense {
-    const NONE: Self = Self {
-        address: Address::NULL,
-        stride: 0,
-        dtype: Dtype::Bf16,
-    };
+    const NONE: Self = Self { address: Address::NULL, stride: 0, dtype: Dtype::Bf16 };
 
     fn new(matrix: Mat) -> Self {
-        Self {
-            address: matrix.address,
-            stride: matrix.stride as u64,
-            dtype: matrix.dtype,
-        }
+        Self { address: matrix.address, stride: matrix.stride as u64, dtype: matrix.dtype }
     }
 }
 
 impl Right {
     fn new(operand: &Operand) -> Self {
         match operand {
-            Operand::Dense(matrix) => Self {
-                dense: Dense::new(*matrix),
-                ..Product::NONE.right
-            },
+            Operand::Dense(matrix) => Self { dense: Dense::new(*matrix), ..Product::NONE.right },
             Operand::FourBit(weight) => Self {
                 weight: Weight::new(weight),
                 content: match weight.kind {
@@ -349,11 +319,7 @@ impl Weight {
     fn new(weight: &FourBit) -> Self {
         let values = weight.rows * weight.cols;
         let blocks = quant::blocks(values);
-        assert_at_least(
-            "bytes of codes",
-            weight.codes.len(),
-            quant::code_bytes(values),
-        );
+        assert_at_least("bytes of codes", weight.codes.len(), quant::code_bytes(values));
         let stored = Self {
             codes: weight.codes.address(),
             values: values as u64,
@@ -363,17 +329,9 @@ impl Weight {
         match weight.scales {
             Scales::Plain(scales) => {
                 assert_at_least("scales", scales.len(), blocks);
-                Self {
-                    absmax: scales.address(),
-                    ..stored
-                }
+                Self { absmax: scales.address(), ..stored }
             }
-            Scales::Nested {
-                absmax,
-                nested_absmax,
-                offset,
-                map,
-            } => {
+            Scales::Nested { absmax, nested_absmax, offset, map } => {
                 assert_at_least("codes of scales", absmax.len(), blocks);
                 let nested = quant::nested_blocks(blocks);
                 assert_at_least("nested scales", nested_absmax.len(), nested);

@@ -284,13 +284,7 @@ mod tests {
         let dh = act(device, device.dtype(), dh);
         let mut out = device.alloc_act("out", rows * 2 * width).unwrap();
         let views = (gate_up.view(rows, 2 * width), dh.view(rows, width));
-        backward(
-            device,
-            views.0,
-            activation,
-            views.1,
-            out.view_mut(rows, 2 * width),
-        );
+        backward(device, views.0, activation, views.1, out.view_mut(rows, 2 * width));
         values(device, &out)
     }
 
@@ -323,10 +317,7 @@ mod tests {
                     |x| run_forward(&device, activation, x, shape),
                     |x, dh| run_backward(&device, activation, x, dh, shape),
                 );
-                assert!(
-                    error < 1e-7,
-                    "{activation:?} {shape:?}: scaled error {error}"
-                );
+                assert!(error < 1e-7, "{activation:?} {shape:?}: scaled error {error}");
             }
         }
     }
@@ -360,16 +351,8 @@ mod tests {
             let d = run_backward(&device, activation, &gate_up, &[1.0; 6], (1, 6));
             for (i, gate) in gates.into_iter().enumerate() {
                 let (value, slope) = if gate > 0.0 { (gate, 1.0) } else { (0.0, 0.0) };
-                assert!(
-                    (h[i] - value).abs() < 1e-30,
-                    "{activation:?}({gate}) = {}",
-                    h[i]
-                );
-                assert!(
-                    (d[i] - slope).abs() < 1e-30,
-                    "{activation:?}'({gate}) = {}",
-                    d[i]
-                );
+                assert!((h[i] - value).abs() < 1e-30, "{activation:?}({gate}) = {}", h[i]);
+                assert!((d[i] - slope).abs() < 1e-30, "{activation:?}'({gate}) = {}", d[i]);
             }
         }
     }
@@ -380,12 +363,7 @@ mod tests {
         let gate_up = act(&device, Dtype::F64, &normal(7, 3 * 12).collect::<Vec<_>>());
         let mut out = act(&device, Dtype::F64, &[9.0; 3 * 7]);
         let view = out.view_mut(3, 7).columns(2..6);
-        forward(
-            &device,
-            gate_up.view(3, 12).columns(1..9),
-            Activation::Silu,
-            view,
-        );
+        forward(&device, gate_up.view(3, 12).columns(1..9), Activation::Silu, view);
         let (input, found) = (values(&device, &gate_up), values(&device, &out));
         for (row, col) in (0..21).map(|i| (i / 7, i % 7)) {
             let expected = match (2..6).contains(&col) {
@@ -395,10 +373,7 @@ mod tests {
                 }
                 false => 9.0,
             };
-            assert!(
-                (found[row * 7 + col] - expected).abs() < 1e-14,
-                "{row}, {col}"
-            );
+            assert!((found[row * 7 + col] - expected).abs() < 1e-14, "{row}, {col}");
         }
     }
 

@@ -43,9 +43,7 @@ pub fn numbers<T: Pod>(device: &Device, buf: &Buf<T>) -> Vec<T> {
 
 /// `values`, rounded to `dtype`, on the device.
 pub fn act(device: &Device, dtype: Dtype, values: &[f64]) -> Act {
-    let mut act = device
-        .alloc_dense("test", values.len(), dtype)
-        .expect("no limit");
+    let mut act = device.alloc_dense("test", values.len(), dtype).expect("no limit");
     let bytes: Vec<u8> = match dtype {
         Dtype::Bf16 => bytes_of(values.iter().map(|x| bf16::from_f64(*x))),
         Dtype::F32 => bytes_of(values.iter().map(|x| *x as f32)),
@@ -66,13 +64,9 @@ pub fn values(device: &Device, act: &Act) -> Vec<f64> {
 }
 
 fn bytes_of<T: Pod>(numbers: impl Iterator<Item = T>) -> Vec<u8> {
-    numbers
-        .flat_map(|x| bytemuck::bytes_of(&x).to_vec())
-        .collect()
+    numbers.flat_map(|x| bytemuck::bytes_of(&x).to_vec()).collect()
 }
 
 fn numbers_of<T: Pod + Zeroable>(bytes: &[u8]) -> impl Iterator<Item = T> {
-    bytes
-        .chunks_exact(size_of::<T>())
-        .map(bytemuck::pod_read_unaligned)
+    bytes.chunks_exact(size_of::<T>()).map(bytemuck::pod_read_unaligned)
 }

@@ -66,17 +66,9 @@ pub fn forward(device: &Device, x: Mat, norm: Norm, y: MatMut, write: Write) {
 
 /// dx (=|+=) the gradient at x, given dy [rows, cols].
 pub fn backward(device: &Device, x: Mat, norm: Norm, dy: Mat, dx: MatMut, write: Write) {
-    assert_eq!(
-        (dy.rows, dy.cols, dy.dtype),
-        (x.rows, x.cols, x.dtype),
-        "dy must be like x"
-    );
+    assert_eq!((dy.rows, dy.cols, dy.dtype), (x.rows, x.cols, x.dtype), "dy must be like x");
     let forward = params(x, norm, &dx, write);
-    let kernel = BackwardParams {
-        forward,
-        dy: dy.address,
-        dy_stride: dy.stride as u64,
-    };
+    let kernel = BackwardParams { forward, dy: dy.address, dy_stride: dy.stride as u64 };
     // SAFETY: as in `forward`; dy has the shape of x.
     unsafe { device.launch(kernel) }
 }
@@ -85,28 +77,15 @@ pub fn backward(device: &Device, x: Mat, norm: Norm, dy: Mat, dx: MatMut, write:
 pub fn backward_in_place(device: &Device, x: Mat, norm: Norm, dy: MatMut) {
     let forward = params(x, norm, &dy, Write::Set);
     let (address, dy_stride) = (dy.address, dy.stride as u64);
-    let kernel = BackwardParams {
-        forward,
-        dy: address,
-        dy_stride,
-    };
+    let kernel = BackwardParams { forward, dy: address, dy_stride };
     // SAFETY: as in `forward`; a group is read whole before any of it is written.
     unsafe { device.launch(kernel) }
 }
 
 fn params(x: Mat, norm: Norm, y: &MatMut, write: Write) -> Params {
     let width = norm.weight.len();
-    assert_eq!(
-        (y.rows, y.cols, y.dtype),
-        (x.rows, x.cols, x.dtype),
-        "y must be like x"
-    );
-    assert_eq!(
-        x.cols % width,
-        0,
-        "rows of {} cut into groups of {width}",
-        x.cols
-    );
+    assert_eq!((y.rows, y.cols, y.dtype), (x.rows, x.cols, x.dtype), "y must be like x");
+    assert_eq!(x.cols % width, 0, "rows of {} cut into groups of {width}", x.cols);
     Params {
         x: x.address,
         weight: norm.weight.address(),
@@ -170,12 +149,8 @@ fn backward_on_cpu<E: Element>(p: &BackwardParams, cpu: &Cpu) {
             )
         };
         for (g, x) in x.chunks_exact(width).enumerate() {
-            let dy =
-                p.dy.cast::<E>()
-                    .wrapping_add(row * p.dy_stride as usize + g * width);
-            let dx =
-                f.y.cast::<E>()
-                    .wrapping_add(row * f.y_stride as usize + g * width);
+            let dy = p.dy.cast::<E>().wrapping_add(row * p.dy_stride as usize + g * width);
+            let dx = f.y.cast::<E>().wrapping_add(row * f.y_stride as usize + g * width);
             gradient(cpu.simd(), x, weight, f.eps, f.center, dy, dx, f.write);
         }
     });
@@ -238,15 +213,8 @@ mod tests {
         for (rows, groups, width) in [(1, 1, 5), (3, 1, 64), (2, 3, 17)] {
             let cols = groups * width;
             let mut weight = device.alloc::<f32>("weight", width).unwrap();
-            device.upload(
-                &normal(1, width).map(|w| w as f32).collect::<Vec<_>>(),
-                &mut weight,
-            );
-            let norm = Norm {
-                weight: &weight,
-                eps: 1e-5,
-                center: Center::One,
-            };
+            device.upload(&normal(1, width).map(|w| w as f32).collect::<Vec<_>>(), &mut weight);
+            let norm = Norm { weight: &weight, eps: 1e-5, center: Center::One };
             let run = |x: &[f64], dy: Option<&[f64]>| {
                 let mut buffers = [(); 3].map(|()| device.alloc_act("t", rows * cols).unwrap());
                 let [x_act, y_act, dy_act] = &mut buffers;
@@ -266,10 +234,7 @@ mod tests {
             };
             let x: Vec<f64> = normal(2, rows * cols).collect();
             let error = gradient_error(&x, |x| run(x, None), |x, dy| run(x, Some(dy)));
-            assert!(
-                error < 1e-7,
-                "{rows}x{groups}x{width}: scaled error {error}"
-            );
+            assert!(error < 1e-7, "{rows}x{groups}x{width}: scaled error {error}");
         }
     }
 }

@@ -119,26 +119,15 @@ mod tests {
     use crate::ops::check::{download, gradient_error, normal, scaled_error, to_bf16, upload};
 
     /// Tokens, heads, head dim, rotated numbers of a head.
-    const SHAPES: [[usize; 4]; 5] = [
-        [1, 1, 2, 2],
-        [5, 3, 10, 6],
-        [17, 2, 64, 64],
-        [3, 2, 80, 32],
-        [2, 1, 5, 0],
-    ];
+    const SHAPES: [[usize; 4]; 5] =
+        [[1, 1, 2, 2], [5, 3, 10, 6], [17, 2, 64, 64], [3, 2, 80, 32], [2, 1, 5, 0]];
 
     fn tables([tokens, _, _, rot]: [usize; 4]) -> Vec<f64> {
         let angle = |i: usize| (i / rot + 1) as f64 * 0.9f64.powi((i % (rot / 2)) as i32);
         let entry = |i: usize| {
-            if i % rot < rot / 2 {
-                angle(i).cos()
-            } else {
-                angle(i).sin()
-            }
+            if i % rot < rot / 2 { angle(i).cos() } else { angle(i).sin() }
         };
-        (0..tokens * rot)
-            .map(|i| f64::from(entry(i) as f32))
-            .collect()
+        (0..tokens * rot).map(|i| f64::from(entry(i) as f32)).collect()
     }
 
     fn run(device: &Device, shape: [usize; 4], x: &[f64], direction: Direction) -> Vec<f64> {
@@ -181,13 +170,9 @@ mod tests {
 
     #[test]
     fn every_element_and_instruction_set_agrees_with_the_textbook() {
-        for (shape, simd) in SHAPES
-            .into_iter()
-            .flat_map(|s| Simd::available().map(move |l| (s, l)))
+        for (shape, simd) in SHAPES.into_iter().flat_map(|s| Simd::available().map(move |l| (s, l)))
         {
-            let x: Vec<f64> = normal(1, shape[..3].iter().product())
-                .map(to_bf16)
-                .collect();
+            let x: Vec<f64> = normal(1, shape[..3].iter().product()).map(to_bf16).collect();
             let exact = textbook(shape, &x);
             let error = |dtype| {
                 let device = Device::cpu_with(3, simd, dtype, u64::MAX);

@@ -36,17 +36,8 @@ struct Scatter(Params);
 /// # Panics
 /// On an index that is no row of `x`.
 pub fn gather(device: &Device, x: Mat, index: &Buf<u32>, out: MatMut) {
-    assert_eq!(
-        (out.cols, out.dtype),
-        (x.cols, x.dtype),
-        "rows of out must be like those of x"
-    );
-    assert!(
-        out.rows <= index.len(),
-        "{} rows by {} indices",
-        out.rows,
-        index.len()
-    );
+    assert_eq!((out.cols, out.dtype), (x.cols, x.dtype), "rows of out must be like those of x");
+    assert!(out.rows <= index.len(), "{} rows by {} indices", out.rows, index.len());
     let kernel = Gather(Params {
         packed: out.address,
         spread: x.address,
@@ -67,17 +58,8 @@ pub fn gather(device: &Device, x: Mat, index: &Buf<u32>, out: MatMut) {
 /// # Panics
 /// On an index that is no row of `out`.
 pub fn scatter(device: &Device, x: Mat, index: &Buf<u32>, out: MatMut) {
-    assert_eq!(
-        (out.cols, out.dtype),
-        (x.cols, x.dtype),
-        "rows of out must be like those of x"
-    );
-    assert!(
-        x.rows <= index.len(),
-        "{} rows by {} indices",
-        x.rows,
-        index.len()
-    );
+    assert_eq!((out.cols, out.dtype), (x.cols, x.dtype), "rows of out must be like those of x");
+    assert!(x.rows <= index.len(), "{} rows by {} indices", x.rows, index.len());
     let kernel = Scatter(Params {
         packed: x.address,
         spread: out.address,
@@ -129,10 +111,7 @@ fn gather_on_cpu<E: Element>(p: &Params, cpu: &Cpu) {
         // SAFETY: the caller vouches for both matrices and the index is checked; a task owns its
         // piece of a row.
         let (from, to) = unsafe {
-            (
-                slice::<E>(p.spread, from, columns.len()),
-                slice_mut::<E>(p.packed, to, columns.len()),
-            )
+            (slice::<E>(p.spread, from, columns.len()), slice_mut::<E>(p.packed, to, columns.len()))
         };
         to.copy_from_slice(from);
     });
@@ -142,9 +121,7 @@ fn gather_on_cpu<E: Element>(p: &Params, cpu: &Cpu) {
 /// another; at most [`SCATTER_TASKS`] of them, so that this stays cheap.
 fn scatter_on_cpu<E: Element>(p: &Params, cpu: &Cpu) {
     let (index, rows, cols) = (checked_index(p), p.rows as usize, p.cols as usize);
-    let rows_per_task = (TASK / cols.max(1))
-        .max(rows.div_ceil(SCATTER_TASKS))
-        .max(1);
+    let rows_per_task = (TASK / cols.max(1)).max(rows.div_ceil(SCATTER_TASKS)).max(1);
     cpu.for_each(rows.div_ceil(rows_per_task), |task| {
         let own = task * rows_per_task..rows.min((task + 1) * rows_per_task);
         // SAFETY: the caller vouches for both matrices; a task writes to its own rows only.
@@ -178,17 +155,10 @@ mod tests {
             for (device, cols) in devices(dtype).flat_map(|d| LENGTHS.map(|n| (d.clone(), n))) {
                 let x = act(&device, dtype, &normal(1, 9 * cols).collect::<Vec<_>>());
                 let mut out = device.alloc_act("out", 4 * cols).unwrap();
-                gather(
-                    &device,
-                    x.view(9, cols),
-                    &buf(&device, &INDEX),
-                    out.view_mut(4, cols),
-                );
+                gather(&device, x.view(9, cols), &buf(&device, &INDEX), out.view_mut(4, cols));
                 let x = values(&device, &x);
-                let expected: Vec<&[f64]> = INDEX[..4]
-                    .iter()
-                    .map(|i| &x[*i as usize * cols..][..cols])
-                    .collect();
+                let expected: Vec<&[f64]> =
+                    INDEX[..4].iter().map(|i| &x[*i as usize * cols..][..cols]).collect();
                 assert_eq!(values(&device, &out), expected.concat(), "{dtype:?} {cols}");
             }
         }
@@ -200,12 +170,7 @@ mod tests {
             for (device, cols) in devices(dtype).flat_map(|d| LENGTHS.map(|n| (d.clone(), n))) {
                 let x = act(&device, dtype, &normal(1, 4 * cols).collect::<Vec<_>>());
                 let mut out = act(&device, dtype, &vec![7.0; 9 * cols]);
-                scatter(
-                    &device,
-                    x.view(4, cols),
-                    &buf(&device, &INDEX),
-                    out.view_mut(9, cols),
-                );
+                scatter(&device, x.view(4, cols), &buf(&device, &INDEX), out.view_mut(9, cols));
                 let mut expected = vec![0.0; 9 * cols];
                 for (i, x) in values(&device, &x).chunks_exact(cols.max(1)).enumerate() {
                     expected[INDEX[i] as usize * cols..][..cols].copy_from_slice(x);
@@ -218,26 +183,16 @@ mod tests {
     #[test]
     fn strides_are_followed_and_the_gap_is_left_alone() {
         let device = Device::cpu(2, Dtype::F32, u64::MAX);
-        let x = act(
-            &device,
-            Dtype::F32,
-            &(0..12).map(f64::from).collect::<Vec<_>>(),
-        );
+        let x = act(&device, Dtype::F32, &(0..12).map(f64::from).collect::<Vec<_>>());
         let index = buf(&device, &[2, 0]);
         let mut out = act(&device, Dtype::F32, &[9.0; 8]);
         let view = out.view_mut(2, 4).columns(1..3);
         gather(&device, x.view(3, 4).columns(2..4), &index, view);
-        assert_eq!(
-            values(&device, &out),
-            [9.0, 10.0, 11.0, 9.0, 9.0, 2.0, 3.0, 9.0]
-        );
+        assert_eq!(values(&device, &out), [9.0, 10.0, 11.0, 9.0, 9.0, 2.0, 3.0, 9.0]);
         let mut back = act(&device, Dtype::F32, &[5.0; 9]);
         let view = back.view_mut(3, 3).columns(0..2);
         scatter(&device, out.view(2, 4).columns(1..3), &index, view);
-        assert_eq!(
-            values(&device, &back),
-            [2.0, 3.0, 5.0, 0.0, 0.0, 5.0, 10.0, 11.0, 5.0]
-        );
+        assert_eq!(values(&device, &back), [2.0, 3.0, 5.0, 0.0, 0.0, 5.0, 10.0, 11.0, 5.0]);
     }
 
     #[test]
@@ -246,37 +201,20 @@ mod tests {
         let device = Device::cpu(1, Dtype::F32, u64::MAX);
         let x = act(&device, Dtype::F32, &[1.0; 2]);
         let mut out = device.alloc_act("out", 6).unwrap();
-        scatter(
-            &device,
-            x.view(1, 2),
-            &buf(&device, &[3]),
-            out.view_mut(3, 2),
-        );
+        scatter(&device, x.view(1, 2), &buf(&device, &[3]), out.view_mut(3, 2));
     }
 
     #[test]
     fn bits_do_not_depend_on_the_thread_count() {
         let index: Vec<u32> = (0..300).map(|i| i * 7 % 1000).collect();
         assert_same_for_any_thread_count(Dtype::F32, |device| {
-            let x = act(
-                device,
-                Dtype::F32,
-                &normal(1, 300 * 130).collect::<Vec<_>>(),
-            );
+            let x = act(device, Dtype::F32, &normal(1, 300 * 130).collect::<Vec<_>>());
             let mut spread = device.alloc_act("spread", 1000 * 130).unwrap();
             let mut packed = device.alloc_act("packed", 300 * 130).unwrap();
             let index = buf(device, &index);
             scatter(device, x.view(300, 130), &index, spread.view_mut(1000, 130));
-            gather(
-                device,
-                spread.view(1000, 130),
-                &index,
-                packed.view_mut(300, 130),
-            );
-            assert!(
-                values(device, &packed) == values(device, &x),
-                "not where they were put"
-            );
+            gather(device, spread.view(1000, 130), &index, packed.view_mut(300, 130));
+            assert!(values(device, &packed) == values(device, &x), "not where they were put");
             values(device, &spread)
         });
     }

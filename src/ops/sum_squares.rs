@@ -18,11 +18,7 @@ struct Params {
 /// out [1] = Σ x².
 pub fn sum_squares(device: &Device, x: &Buf<f32>, out: &mut Buf<f64>) {
     assert_eq!(out.len(), 1, "one sum");
-    let kernel = Params {
-        x: x.address(),
-        out: out.address_mut(),
-        len: x.len() as u64,
-    };
+    let kernel = Params { x: x.address(), out: out.address_mut(), len: x.len() as u64 };
     // SAFETY: the lengths are those of the buffers, and the borrows keep them valid.
     unsafe { device.launch(kernel) }
 }
@@ -34,10 +30,7 @@ unsafe impl Kernel for Params {
     /// One partial sum for each chunk.
     fn scratch(&self) -> Scratch {
         let chunks = (self.len as usize).div_ceil(TASK);
-        Scratch {
-            shared: chunks * size_of::<f64>(),
-            per_thread: 0,
-        }
+        Scratch { shared: chunks * size_of::<f64>(), per_thread: 0 }
     }
 
     unsafe fn run_on_cpu(&self, cpu: &Cpu, scratch: ScratchMemory) {
@@ -93,10 +86,7 @@ mod tests {
     #[test]
     fn every_length_and_instruction_set_gives_the_plain_sum() {
         for device in devices(Dtype::F32) {
-            for len in LENGTHS
-                .into_iter()
-                .chain([TASK - 1, TASK, TASK + 1, 5 * TASK + 3])
-            {
+            for len in LENGTHS.into_iter().chain([TASK - 1, TASK, TASK + 1, 5 * TASK + 3]) {
                 let x = floats(len);
                 let expected: f64 = x.iter().map(|x| f64::from(*x).powi(2)).sum();
                 let error = (run(&device, &x) - expected).abs();

@@ -39,15 +39,9 @@ mod tests {
     #[test]
     fn no_number_is_forgotten_and_none_is_visited_twice() {
         let cpu = Cpu::new(3, Simd::Portable, Dtype::F32, Ledger::new("cpu", 0));
-        for (rows, cols) in [
-            (0, 5),
-            (5, 0),
-            (1, 1),
-            (1000, 17),
-            (3, TASK / 2 + 1),
-            (2, TASK),
-            (2, 3 * TASK + 1),
-        ] {
+        for (rows, cols) in
+            [(0, 5), (5, 0), (1, 1), (1000, 17), (3, TASK / 2 + 1), (2, TASK), (2, 3 * TASK + 1)]
+        {
             let visits: Vec<AtomicU8> = (0..rows * cols).map(|_| AtomicU8::new(0)).collect();
             for_each_piece(&cpu, rows, cols, |row, columns| {
                 for col in columns {

@@ -74,12 +74,7 @@ impl AdamW {
             Moments::F32 => None,
             Moments::EightBit => Some(EightBit::new(device, &layout)?),
         };
-        Ok(Self {
-            settings,
-            plain: [plain()?, plain()?],
-            eight_bit,
-            norm: device.alloc(LABEL, 1)?,
-        })
+        Ok(Self { settings, plain: [plain()?, plain()?], eight_bit, norm: device.alloc(LABEL, 1)? })
     }
 
     /// Step `step`, counted from 1, at learning rate `rate`. Gives the norm of all gradients before

@@ -60,10 +60,7 @@ pub fn decode_f32(
 fn assert_in_codes(codes: &[u8], start: usize, len: usize) {
     let needed = code_bytes(start + len);
     let there = codes.len();
-    assert!(
-        needed <= there,
-        "{len} values from {start} need {needed} bytes of codes, not {there}"
-    );
+    assert!(needed <= there, "{len} values from {start} need {needed} bytes of codes, not {there}");
 }
 
 /// What values are decoded to.
@@ -109,10 +106,7 @@ struct Run {
 impl Run {
     fn new(start: usize, len: usize) -> Self {
         let first_whole = start.div_ceil(BLOCK);
-        Self {
-            head: (first_whole * BLOCK - start).min(len),
-            first_whole,
-        }
+        Self { head: (first_whole * BLOCK - start).min(len), first_whole }
     }
 }
 
@@ -152,9 +146,7 @@ mod tests {
 
     /// Codes that hold every byte, and scales of many magnitudes, subnormal products included.
     fn tensor(n: usize) -> (Vec<u8>, Vec<f32>) {
-        let codes = (0..code_bytes(n))
-            .map(|i| (i * 167 + i / 256) as u8)
-            .collect();
+        let codes = (0..code_bytes(n)).map(|i| (i * 167 + i / 256) as u8).collect();
         let scales =
             (0..blocks(n)).map(|i| (1.0 + i as f32 / 7.0) * 10_f32.powi(i as i32 % 9 * 5 - 39));
         (codes, scales.collect())
@@ -162,11 +154,7 @@ mod tests {
 
     fn one(kind: Kind, codes: &[u8], scales: &[f32], index: usize) -> f32 {
         let byte = codes[index / 2];
-        let code = if index.is_multiple_of(2) {
-            byte >> 4
-        } else {
-            byte & 15
-        };
+        let code = if index.is_multiple_of(2) { byte >> 4 } else { byte & 15 };
         kind.values()[usize::from(code)] * scales[index / BLOCK]
     }
 
@@ -179,23 +167,14 @@ mod tests {
                     assert_run(kind, &codes, &scales, start, len);
                 }
             }
-            for (start, len) in [
-                (0, 1000),
-                (64, 512),
-                (1, 999),
-                (63, 257),
-                (128, 255),
-                (32, 64),
-            ] {
+            for (start, len) in [(0, 1000), (64, 512), (1, 999), (63, 257), (128, 255), (32, 64)] {
                 assert_run(kind, &codes, &scales, start, len);
             }
         }
     }
 
     fn assert_run(kind: Kind, codes: &[u8], scales: &[f32], start: usize, len: usize) {
-        let rule: Vec<f32> = (start..start + len)
-            .map(|i| one(kind, codes, scales, i))
-            .collect();
+        let rule: Vec<f32> = (start..start + len).map(|i| one(kind, codes, scales, i)).collect();
         let what = format!("{kind:?}, {len} values from {start}");
         let bits = |x: &[f32]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
         let scale_of = |block: usize| scales[block];
@@ -235,27 +214,9 @@ mod tests {
     #[test]
     fn positions_above_32_bits_find_their_block() {
         let start = (1 << 33) + 5;
-        assert_eq!(
-            Run::new(start, 100),
-            Run {
-                head: 59,
-                first_whole: (1 << 27) + 1
-            }
-        );
-        assert_eq!(
-            Run::new(start, 7),
-            Run {
-                head: 7,
-                first_whole: (1 << 27) + 1
-            }
-        );
-        assert_eq!(
-            Run::new(1 << 33, 7),
-            Run {
-                head: 0,
-                first_whole: 1 << 27
-            }
-        );
+        assert_eq!(Run::new(start, 100), Run { head: 59, first_whole: (1 << 27) + 1 });
+        assert_eq!(Run::new(start, 7), Run { head: 7, first_whole: (1 << 27) + 1 });
+        assert_eq!(Run::new(1 << 33, 7), Run { head: 0, first_whole: 1 << 27 });
     }
 
     #[test]

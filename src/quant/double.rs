@@ -49,14 +49,8 @@ impl DoubleQuantized<'_> {
 /// If `codes` or `nested_absmax` has another length.
 pub fn encode_scales(scales: &[f32], offset: f32, codes: &mut [u8], nested_absmax: &mut [f32]) {
     assert_eq!(codes.len(), scales.len(), "codes");
-    assert_eq!(
-        nested_absmax.len(),
-        nested_blocks(scales.len()),
-        "second-level scales"
-    );
-    let groups = scales
-        .chunks(NESTED_BLOCK)
-        .zip(codes.chunks_mut(NESTED_BLOCK));
+    assert_eq!(nested_absmax.len(), nested_blocks(scales.len()), "second-level scales");
+    let groups = scales.chunks(NESTED_BLOCK).zip(codes.chunks_mut(NESTED_BLOCK));
     for ((group, codes), nested) in groups.zip(nested_absmax) {
         let mut centred = [0.0; NESTED_BLOCK];
         let centred = &mut centred[..group.len()];
@@ -81,10 +75,8 @@ mod tests {
     use crate::quant::mean;
 
     fn encoded(scales: &[f32]) -> (Vec<u8>, Vec<f32>, f32) {
-        let (mut codes, mut nested) = (
-            vec![9; scales.len()],
-            vec![f32::NAN; nested_blocks(scales.len())],
-        );
+        let (mut codes, mut nested) =
+            (vec![9; scales.len()], vec![f32::NAN; nested_blocks(scales.len())]);
         let offset = mean(scales);
         encode_scales(scales, offset, &mut codes, &mut nested);
         (codes, nested, offset)
@@ -93,10 +85,7 @@ mod tests {
     #[test]
     fn equal_scales_are_kept_exactly() {
         let (codes, nested_absmax, offset) = encoded(&[0.375; 300]);
-        assert_eq!(
-            (nested_absmax.as_slice(), offset),
-            ([0.0; 2].as_slice(), 0.375)
-        );
+        assert_eq!((nested_absmax.as_slice(), offset), ([0.0; 2].as_slice(), 0.375));
         let double = DoubleQuantized {
             codes: &codes,
             nested_absmax: &nested_absmax,
@@ -110,9 +99,8 @@ mod tests {
 
     #[test]
     fn each_group_of_256_is_read_with_its_own_scale() {
-        let scales: Vec<f32> = (0..600)
-            .map(|i| (1 + i / 256) as f32 + (i % 7) as f32 / 64.0)
-            .collect();
+        let scales: Vec<f32> =
+            (0..600).map(|i| (1 + i / 256) as f32 + (i % 7) as f32 / 64.0).collect();
         let (codes, nested_absmax, offset) = encoded(&scales);
         let double = DoubleQuantized {
             codes: &codes,
@@ -124,10 +112,7 @@ mod tests {
             // The widest gap between neighbouring codes is 0.0141 of the group's largest value.
             let allowed = nested_absmax[block / NESTED_BLOCK] * 0.0071;
             let back = double.scale(block);
-            assert!(
-                (back - scale).abs() <= allowed,
-                "block {block}: {scale} came back as {back}"
-            );
+            assert!((back - scale).abs() <= allowed, "block {block}: {scale} came back as {back}");
         }
     }
 

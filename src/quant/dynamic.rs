@@ -40,11 +40,7 @@ impl Dynamic {
             i += 1;
         }
         let codes = codes_of_cells(&boundaries);
-        Self {
-            values,
-            boundaries,
-            codes,
-        }
+        Self { values, boundaries, codes }
     }
 
     /// The value of every code, ascending.
@@ -184,11 +180,7 @@ mod tests {
     #[test]
     fn the_shortcut_finds_what_a_search_finds() {
         for map in [&SIGNED, &UNSIGNED] {
-            for x in (0..=u32::MAX)
-                .step_by(4093)
-                .map(f32::from_bits)
-                .filter(|x| !x.is_nan())
-            {
+            for x in (0..=u32::MAX).step_by(4093).map(f32::from_bits).filter(|x| !x.is_nan()) {
                 let search = map.boundaries[..255].partition_point(|b| *b < x);
                 assert_eq!(usize::from(map.nearest(x)), search, "{x:e}");
             }

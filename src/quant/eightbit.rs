@@ -15,9 +15,7 @@ pub const STATE_BLOCK: usize = 256;
 /// If `codes` or `scales` has another length.
 pub fn encode_states(map: &Dynamic, values: &[f32], codes: &mut [u8], scales: &mut [f32]) {
     assert_lengths(values, codes, scales);
-    let blocks = values
-        .chunks(STATE_BLOCK)
-        .zip(codes.chunks_mut(STATE_BLOCK));
+    let blocks = values.chunks(STATE_BLOCK).zip(codes.chunks_mut(STATE_BLOCK));
     for ((block, codes), scale) in blocks.zip(scales) {
         *scale = encode_group(block, codes, |x| map.nearest(x));
     }
@@ -48,10 +46,8 @@ mod tests {
     use crate::quant::{SIGNED, UNSIGNED};
 
     fn round_trip(map: &Dynamic, values: &[f32]) -> Vec<f32> {
-        let (mut codes, mut scales) = (
-            vec![9; values.len()],
-            vec![f32::NAN; values.len().div_ceil(256)],
-        );
+        let (mut codes, mut scales) =
+            (vec![9; values.len()], vec![f32::NAN; values.len().div_ceil(256)]);
         encode_states(map, values, &mut codes, &mut scales);
         let mut back = vec![f32::NAN; values.len()];
         decode_states(map, &codes, &scales, &mut back);
@@ -80,9 +76,8 @@ mod tests {
         for decade in 0..7 {
             let unit = 10_f32.powi(decade - 6);
             let intervals = (2 << decade) as f32;
-            let mut values: Vec<f32> = (1..=200)
-                .map(|i| unit * (0.1 + 0.0045 * i as f32))
-                .collect();
+            let mut values: Vec<f32> =
+                (1..=200).map(|i| unit * (0.1 + 0.0045 * i as f32)).collect();
             values.push(1.0);
             for (x, back) in values.iter().zip(round_trip(&UNSIGNED, &values)) {
                 let allowed = 1.001 * unit * 0.45 / intervals;

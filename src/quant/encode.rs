@@ -122,10 +122,7 @@ mod tests {
     }
 
     fn nibbles(codes: &[u8]) -> Vec<u8> {
-        codes
-            .iter()
-            .flat_map(|byte| [byte >> 4, byte & 15])
-            .collect()
+        codes.iter().flat_map(|byte| [byte >> 4, byte & 15]).collect()
     }
 
     #[test]
@@ -185,11 +182,7 @@ mod tests {
         let boundaries = Kind::Nf4.boundaries();
         for (i, w) in noise.iter().enumerate() {
             let scale = scales[i / BLOCK];
-            let x = if i / BLOCK < 40 {
-                w * (1.0 / scale)
-            } else {
-                w / scale
-            };
+            let x = if i / BLOCK < 40 { w * (1.0 / scale) } else { w / scale };
             let code = boundaries.iter().filter(|&&b| b < x).count();
             assert_eq!(usize::from(got[i]), code, "value {i}");
         }
@@ -214,11 +207,7 @@ mod tests {
                 let mut codes = vec![0; code_bytes(n)];
                 let mut scales = vec![0.0; blocks(n)];
                 encode_any(kind, &values, &mut codes, &mut scales);
-                assert_eq!(
-                    encoded(kind, &values),
-                    (codes, scales),
-                    "{kind:?}, {n} values"
-                );
+                assert_eq!(encoded(kind, &values), (codes, scales), "{kind:?}, {n} values");
             }
         }
     }
@@ -227,13 +216,9 @@ mod tests {
     fn noise(n: usize, seed: u64) -> Vec<f32> {
         let mut state = seed;
         let mut uniform = || {
-            state = state
-                .wrapping_mul(6364136223846793005)
-                .wrapping_add(1442695040888963407);
+            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
             (state >> 40) as f32 / (1 << 24) as f32
         };
-        (0..n)
-            .map(|_| (0..12).map(|_| uniform()).sum::<f32>() - 6.0)
-            .collect()
+        (0..n).map(|_| (0..12).map(|_| uniform()).sum::<f32>() - 6.0).collect()
     }
 }

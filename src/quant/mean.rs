@@ -34,9 +34,7 @@ fn sum(values: &[f32]) -> f32 {
     for row in others.chunks_exact(LANES) {
         add(first, row);
     }
-    first
-        .iter()
-        .fold(rest.iter().sum(), |sum: f32, lane| sum + lane)
+    first.iter().fold(rest.iter().sum(), |sum: f32, lane| sum + lane)
 }
 
 /// Fewer values than lanes: four running sums of single values.

@@ -185,7 +185,8 @@ const CODES: [&str; 2] = ["state1", "state2"];
 const SCALES: [&str; 2] = ["absmax1", "absmax2"];
 
 fn write_moments(path: &Path, device: &Device, optimizer: &AdamW) -> Result<(), Error> {
-    let spec = |names: [&str; 2], dtype, len| names.map(|name| TensorSpec::new(name, dtype, &[len]));
+    let spec =
+        |names: [&str; 2], dtype, len| names.map(|name| TensorSpec::new(name, dtype, &[len]));
     let mut specs = spec(PLAIN, DType::F32, optimizer.plain[0].len()).to_vec();
     if let Some(eight_bit) = &optimizer.eight_bit {
         specs.extend(spec(SCALES, DType::F32, eight_bit.scales[0].len()));

@@ -1,7 +1,7 @@
 //! Loss over a data set: running sums only, whatever its size.
 
-use crate::data::{MicroBatch, Packing, Row, pack};
 use crate::data::Example;
+use crate::data::{MicroBatch, Packing, Row, pack};
 use crate::error::Error;
 use crate::model::tokens::Limits;
 

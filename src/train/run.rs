@@ -78,8 +78,7 @@ impl Run<'_> {
         stop: &AtomicI32,
     ) -> Result<(Session, Summary), Error> {
         let mut state = self.start(found)?;
-        let mut metrics =
-            MetricsFile::open(&self.output.join("metrics.jsonl"), state.global_step)?;
+        let mut metrics = MetricsFile::open(&self.output.join("metrics.jsonl"), state.global_step)?;
         let (begun, tokens_before) = (Instant::now(), state.num_input_tokens_seen);
         let (first, total) = (state.global_step + 1, self.steps.total());
         let mut last_loss = state.first_loss;

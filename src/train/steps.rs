@@ -1,7 +1,7 @@
 //! Which records each optimizer step learns from: a pure function of the step's number.
 
-use crate::data::{Batching, MicroBatch, Row, Window, epoch_windows};
 use crate::data::Example;
+use crate::data::{Batching, MicroBatch, Row, Window, epoch_windows};
 use crate::model::tokens::Limits;
 
 /// How long a run is.
@@ -27,8 +27,7 @@ impl<'a> Steps<'a> {
     /// Lays out the epochs of a run over `examples`, of which there is at least one.
     pub fn new(examples: &'a [Example], batching: Batching, length: Length) -> Self {
         let lengths: Vec<_> = examples.iter().map(|example| example.tokens.len()).collect();
-        let mut steps =
-            Self { examples, lengths, batching, epochs: Vec::new(), current: None };
+        let mut steps = Self { examples, lengths, batching, epochs: Vec::new(), current: None };
         steps.lay_out(length);
         steps
     }
@@ -117,8 +116,8 @@ impl Limits {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::{Order, Packing};
     use crate::data::Origin;
+    use crate::data::{Order, Packing};
 
     fn examples(count: usize) -> Vec<Example> {
         let example = |i: usize| Example {

@@ -26,23 +26,12 @@ fn lora_config() -> AdapterConfig {
 #[test]
 fn an_adapter_comes_back_as_it_was_written() {
     let [name_a, name_b] = adapter::tensor_names("model.layers.0.self_attn.q");
-    assert_eq!(
-        name_a,
-        "base_model.model.model.layers.0.self_attn.q.lora_A.weight"
-    );
+    assert_eq!(name_a, "base_model.model.model.layers.0.self_attn.q.lora_A.weight");
     let (a, b) = ([1.0, 2.0, 3.0, 4.0, 5.0, 6.0], [0.5, -0.5]);
     let out = folder(&[]);
     let tensors = [
-        AdapterTensor {
-            name: &name_a,
-            shape: &[2, 3],
-            values: &a,
-        },
-        AdapterTensor {
-            name: &name_b,
-            shape: &[1, 2],
-            values: &b,
-        },
+        AdapterTensor { name: &name_a, shape: &[2, 3], values: &a },
+        AdapterTensor { name: &name_b, shape: &[1, 2], values: &b },
     ];
     adapter::write(out.path(), &lora_config(), &tensors).unwrap();
     let read = Adapter::read(out.path()).unwrap();
@@ -61,38 +50,20 @@ fn adapters_with_anything_unaccounted_for_are_refused() {
     let nan = floats(&[f32::NAN, 0.0]);
     let cases: Vec<(Vec<u8>, &str)> = vec![
         (tensor_file(&[]), "holds no LoRA matrices"),
-        (
-            tensor_file(&[(a, f, &[2, 1], &[0; 8])]),
-            "q.lora_B.weight: missing, its other half",
-        ),
-        (
-            tensor_file(&[(b, f, &[1, 2], &[0; 8])]),
-            "q.lora_A.weight: missing, its other half",
-        ),
-        (
-            tensor_file(&[(a, f, &[1, 2], &[0; 8]), (b, f, &[1, 1], &[0; 4])]),
-            "rank 1, expected 2",
-        ),
+        (tensor_file(&[(a, f, &[2, 1], &[0; 8])]), "q.lora_B.weight: missing, its other half"),
+        (tensor_file(&[(b, f, &[1, 2], &[0; 8])]), "q.lora_A.weight: missing, its other half"),
+        (tensor_file(&[(a, f, &[1, 2], &[0; 8]), (b, f, &[1, 1], &[0; 4])]), "rank 1, expected 2"),
         (
             tensor_file(&[(a, f, &[2, 1], &[0; 8]), (b, f, &[2, 1], &[0; 8])]),
             "1 columns, expected the rank 2",
         ),
-        (
-            tensor_file(&[(a, f, &[2], &[0; 8]), (b, f, &[1, 2], &[0; 8])]),
-            "expected a matrix",
-        ),
+        (tensor_file(&[(a, f, &[2], &[0; 8]), (b, f, &[1, 2], &[0; 8])]), "expected a matrix"),
         (
             tensor_file(&[(a, DType::I64, &[2, 1], &[0; 16]), (b, f, &[1, 2], &[0; 8])]),
             "I64 elements",
         ),
-        (
-            tensor_file(&[(a, f, &[2, 1], &nan), (b, f, &[1, 2], &[0; 8])]),
-            "element 0 is NaN",
-        ),
-        (
-            tensor_file(&[("q.lora_A.weight", f, &[2, 1], &[0; 8])]),
-            "not a LoRA matrix",
-        ),
+        (tensor_file(&[(a, f, &[2, 1], &nan), (b, f, &[1, 2], &[0; 8])]), "element 0 is NaN"),
+        (tensor_file(&[("q.lora_A.weight", f, &[2, 1], &[0; 8])]), "not a LoRA matrix"),
         (
             tensor_file(&[("base_model.model.q.lora_magnitude_vector", f, &[1], &[0; 4])]),
             "not a LoRA matrix",
@@ -111,18 +82,9 @@ fn adapters_with_anything_unaccounted_for_are_refused() {
         let message = Adapter::read(folder.path()).unwrap_err().to_string();
         assert!(message.contains(fragment), "{message}");
     }
-    let pickle = folder(&[
-        ("adapter_config.json", config.as_bytes()),
-        ("adapter_model.bin", b""),
-    ]);
+    let pickle = folder(&[("adapter_config.json", config.as_bytes()), ("adapter_model.bin", b"")]);
     let message = Adapter::read(pickle.path()).unwrap_err().to_string();
-    assert!(
-        message.contains("a pickle, which is never opened"),
-        "{message}"
-    );
+    assert!(message.contains("a pickle, which is never opened"), "{message}");
     let message = Adapter::read(folder(&[]).path()).unwrap_err().to_string();
-    assert!(
-        message.contains("adapter_config.json: missing"),
-        "{message}"
-    );
+    assert!(message.contains("adapter_config.json: missing"), "{message}");
 }

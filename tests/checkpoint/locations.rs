@@ -17,22 +17,13 @@ fn a_folder_a_file_and_an_index_all_name_the_model() {
         ("tokenizer.json", b"{}"),
         ("chat_template.jinja", b""),
     ]);
-    for path in [
-        good.path().to_owned(),
-        good.path().join("model.safetensors"),
-    ] {
+    for path in [good.path().to_owned(), good.path().join("model.safetensors")] {
         let files = resolve(&path).unwrap();
         assert_eq!(files.config, good.path().join("config.json"));
-        assert_eq!(
-            files.tokenizer().unwrap(),
-            good.path().join("tokenizer.json")
-        );
+        assert_eq!(files.tokenizer().unwrap(), good.path().join("tokenizer.json"));
         assert!(files.chat_template.is_some() && files.generation_config.is_none());
         let weights = Weights::open(&files.weights).unwrap();
-        assert_eq!(
-            weights.require("w", &[2]).unwrap().finite_f32().unwrap(),
-            [1.0, 2.0]
-        );
+        assert_eq!(weights.require("w", &[2]).unwrap().finite_f32().unwrap(), [1.0, 2.0]);
     }
     let index = json!({"weight_map": {"w": "a.safetensors"}}).to_string();
     let sharded = folder(&[
@@ -67,10 +58,7 @@ fn a_model_in_the_cache_is_found_through_its_links() {
     assert_eq!(Weights::open(&files.weights).unwrap().names().len(), 1);
     for (text, fragment) in [
         ("org/other", "hf download org/other"),
-        (
-            "org/gone",
-            "the snapshot abc123 named by refs/main is missing",
-        ),
+        ("org/gone", "the snapshot abc123 named by refs/main is missing"),
         ("org/evil", "refs/main holds no revision"),
         ("../name", "no such file or folder"),
         ("org/name/more", "no such file or folder"),
@@ -89,16 +77,8 @@ fn things_that_are_not_models_are_named_for_what_they_are() {
         assert!(message.contains(fragment), "{message}");
     };
     refused(&[], "", "the folder is empty");
-    refused(
-        &[("config.json", b"{}")],
-        "",
-        "holds neither model.safetensors nor",
-    );
-    refused(
-        &[("pytorch_model.bin", b"")],
-        "",
-        "pytorch_model.bin is a PyTorch pickle",
-    );
+    refused(&[("config.json", b"{}")], "", "holds neither model.safetensors nor");
+    refused(&[("pytorch_model.bin", b"")], "", "pytorch_model.bin is a PyTorch pickle");
     refused(&[("m.gguf", b"")], "", "m.gguf is a GGUF file");
     refused(&[("x.safetensors", b"")], "", "give that file as MODEL");
     let two: [(&str, &[u8]); 2] = [("a.safetensors", b""), ("b.safetensors", b"")];
@@ -108,30 +88,12 @@ fn things_that_are_not_models_are_named_for_what_they_are() {
     refused(&[("m.bin", b"PK\x03\x04")], "m.bin", "PyTorch pickle");
     refused(&[("m.gguf", b"GGUF\x03\0\0\0")], "m.gguf", "is a GGUF file");
     refused(&[("m.safetensors", lfs)], "m.safetensors", "git lfs pull");
-    refused(
-        &[("m.safetensors", b"<!DOCTYPE html>")],
-        "m.safetensors",
-        "is a web page",
-    );
-    refused(
-        &[("m.safetensors", b"\x80\x04\x95abcdefg")],
-        "m.safetensors",
-        "PyTorch pickle",
-    );
-    refused(
-        &[("config.json", b"{\"a\": 1}")],
-        "config.json",
-        "give the model folder",
-    );
-    refused(
-        &[("notes.txt", b"hello")],
-        "notes.txt",
-        "is not a .safetensors file",
-    );
-    let shard: [(&str, &[u8]); 2] = [
-        ("model.safetensors.index.json", b"{}"),
-        ("m-1-of-2.safetensors", b"x"),
-    ];
+    refused(&[("m.safetensors", b"<!DOCTYPE html>")], "m.safetensors", "is a web page");
+    refused(&[("m.safetensors", b"\x80\x04\x95abcdefg")], "m.safetensors", "PyTorch pickle");
+    refused(&[("config.json", b"{\"a\": 1}")], "config.json", "give the model folder");
+    refused(&[("notes.txt", b"hello")], "notes.txt", "is not a .safetensors file");
+    let shard: [(&str, &[u8]); 2] =
+        [("model.safetensors.index.json", b"{}"), ("m-1-of-2.safetensors", b"x")];
     refused(&shard, "m-1-of-2.safetensors", "is one shard of a model");
     let broken = folder(&[]);
     symlink("nowhere", broken.path().join("m.safetensors")).unwrap();
@@ -142,26 +104,12 @@ fn things_that_are_not_models_are_named_for_what_they_are() {
 #[test]
 fn a_missing_tokenizer_says_how_to_get_one() {
     for (file, fragment) in [
-        (
-            "tokenizer.model",
-            "there is only SentencePiece's tokenizer.model",
-        ),
+        ("tokenizer.model", "there is only SentencePiece's tokenizer.model"),
         ("vocab.json", "there is only vocab.json"),
-        (
-            "README.md",
-            "put the model's tokenizer.json into the folder",
-        ),
+        ("README.md", "put the model's tokenizer.json into the folder"),
     ] {
-        let model = folder(&[
-            ("config.json", b"{}"),
-            ("model.safetensors", b""),
-            (file, b""),
-        ]);
-        let message = resolve(model.path())
-            .unwrap()
-            .tokenizer()
-            .unwrap_err()
-            .to_string();
+        let model = folder(&[("config.json", b"{}"), ("model.safetensors", b""), (file, b"")]);
+        let message = resolve(model.path()).unwrap().tokenizer().unwrap_err().to_string();
         assert!(message.contains(fragment), "{message}");
     }
 }

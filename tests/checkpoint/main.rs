@@ -33,10 +33,7 @@ fn real_models_open_and_two_copies_agree() {
         }
     }
     let stories = open("stories260k");
-    assert_eq!(
-        stories.tensor("model.embed_tokens.weight").unwrap().shape,
-        [512, 64]
-    );
+    assert_eq!(stories.tensor("model.embed_tokens.weight").unwrap().shape, [512, 64]);
 }
 
 /// The folder of shared test data, or a note that it is absent.

@@ -29,10 +29,7 @@ fn real_tokenizers_give_the_ids_of_their_vectors() {
         let texts: Vec<_> = texts.split("\n__ggml_vocab_test__\n").collect();
         let mut compared = 0;
         for (text, ids) in texts.iter().zip(ids.lines()) {
-            let want: Vec<u32> = ids
-                .split_whitespace()
-                .map(|id| id.parse().unwrap())
-                .collect();
+            let want: Vec<u32> = ids.split_whitespace().map(|id| id.parse().unwrap()).collect();
             let encoded = tokenizer.encode(text, Special::None).unwrap();
             assert_eq!(encoded.ids, want, "{name}: {text:?}");
             assert!(encoded.bytes.iter().all(|range| range.end <= text.len()));
@@ -70,18 +67,12 @@ fn a_model_whose_begin_and_end_are_one_token_learns_to_stop() {
     let prompt = tokenizer.encode(prompt, Special::Add).unwrap().ids;
     assert_eq!(example.tokens[..prompt.len()], prompt);
     assert_eq!((example.tokens[0], example.tokens.last()), (1, Some(&1)));
-    assert_eq!(
-        example.supervised.iter().filter(|&&s| !s).count(),
-        prompt.len()
-    );
+    assert_eq!(example.supervised.iter().filter(|&&s| !s).count(), prompt.len());
     assert_eq!(example.supervised.last(), Some(&true));
     let answer: Vec<u32> = example.tokens[prompt.len()..example.tokens.len() - 1].to_vec();
     let mut stream = tokenizer.stream(&prompt).unwrap();
     let answer: String = answer.iter().map(|&id| stream.push(id).unwrap()).collect();
-    assert_eq!(
-        answer,
-        " Name: Sunny; Animal: cow; Color: green; Says: Moo!"
-    );
+    assert_eq!(answer, " Name: Sunny; Animal: cow; Color: green; Says: Moo!");
 }
 
 /// The reference's prompts and their ids, which begin with the begin token.
@@ -97,11 +88,7 @@ fn real_models_see_the_reference_ids() {
         for prompt in prompts {
             let (text, ids) = (prompt["text"].as_str().unwrap(), &prompt["ids"]);
             let ids: Vec<u32> = serde_json::from_value(ids.clone()).unwrap();
-            assert_eq!(
-                tokenizer.encode(text, Special::Add).unwrap().ids,
-                ids,
-                "{text}"
-            );
+            assert_eq!(tokenizer.encode(text, Special::Add).unwrap().ids, ids, "{text}");
         }
     }
 }
@@ -133,21 +120,10 @@ fn real_data_files_are_read_whole() {
     ] {
         let path = folder.join(file);
         let data = Dataset::load(&[path], Some(&tokenizer), &policy(151_936, 8192)).unwrap();
-        let DataReport {
-            examples,
-            end_token_supervised,
-            ..
-        } = data.report;
-        assert_eq!(
-            (data.report.records, examples),
-            (records, records),
-            "{file}"
-        );
+        let DataReport { examples, end_token_supervised, .. } = data.report;
+        assert_eq!((data.report.records, examples), (records, records), "{file}");
         let ends = examples - data.report.cut.len();
-        assert!(
-            end_token_supervised >= ends,
-            "{file}: {end_token_supervised} of {ends}"
-        );
+        assert!(end_token_supervised >= ends, "{file}: {end_token_supervised} of {ends}");
     }
     let alice = corpora.join("alice.txt");
     let data = Dataset::load(&[alice], Some(&tokenizer), &policy(151_936, 512)).unwrap();
@@ -157,16 +133,10 @@ fn real_data_files_are_read_whole() {
         tokens - 1,
         "each token but the first is a target once"
     );
-    for (file, why) in [
-        ("dpo_en_demo.json", "DPO"),
-        ("dpo_zh_demo.json", "DPO"),
-        ("kto_en_demo.json", "KTO"),
-    ] {
-        let error = Dataset::load(
-            &[folder.join(file)],
-            Some(&tokenizer),
-            &policy(151_936, 8192),
-        );
+    for (file, why) in
+        [("dpo_en_demo.json", "DPO"), ("dpo_zh_demo.json", "DPO"), ("kto_en_demo.json", "KTO")]
+    {
+        let error = Dataset::load(&[folder.join(file)], Some(&tokenizer), &policy(151_936, 8192));
         let error = error.unwrap_err().to_string();
         assert!(error.contains("line 2") && error.contains(why), "{error}");
     }

@@ -53,11 +53,8 @@ fn no_damaged_line_or_tokenizer_ends_in_a_panic() {
         let mut line = lines[step as usize % lines.len()].as_bytes().to_vec();
         mutate(&mut line, &random);
         rewrite(&path, &line);
-        let data = Dataset::load(
-            std::slice::from_ref(&path),
-            Some(&tokenizer),
-            &policy(TINY_VOCAB, 32),
-        );
+        let data =
+            Dataset::load(std::slice::from_ref(&path), Some(&tokenizer), &policy(TINY_VOCAB, 32));
         accepted += usize::from(data.is_ok());
     }
     assert!((100..4900).contains(&accepted), "{accepted}");
@@ -70,9 +67,7 @@ fn no_damaged_line_or_tokenizer_ends_in_a_panic() {
         if let Ok(tokenizer) = Tokenizer::load(&files, TINY_VOCAB, Moment::from_unix(NOW)) {
             accepted += 1;
             let text = "ab 4 </s>é\n";
-            let ids = tokenizer
-                .encode(text, Special::Add)
-                .map(|encoded| encoded.ids);
+            let ids = tokenizer.encode(text, Special::Add).map(|encoded| encoded.ids);
             let below = ids.iter().flatten().all(|&id| (id as usize) < TINY_VOCAB);
             assert!(below, "{ids:?}");
             let _ = tokenizer.decode(&ids.unwrap_or_default());

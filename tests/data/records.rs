@@ -7,16 +7,10 @@ use super::{CHATML, TINY_VOCAB, Tiny, policy};
 
 #[test]
 fn a_text_is_taught_to_its_end_but_not_its_begin() {
-    assert_eq!(
-        Tiny::new().add_bos().show(r#"{"text": "hey"}"#),
-        "<s>[hey</s>]"
-    );
+    assert_eq!(Tiny::new().add_bos().show(r#"{"text": "hey"}"#), "<s>[hey</s>]");
     assert_eq!(Tiny::new().show(r#"{"text": "hey"}"#), "h[ey</s>]");
     assert_eq!(Tiny::new().show(r#"{"text": "hey</s>"}"#), "h[ey</s>]");
-    assert_eq!(
-        Tiny::new().add_bos().show(r#"{"text": "<s>hey"}"#),
-        "<s>[hey</s>]"
-    );
+    assert_eq!(Tiny::new().add_bos().show(r#"{"text": "<s>hey"}"#), "<s>[hey</s>]");
     let set = |on: bool| Tiny::new().add_bos().config("add_bos_token", on.into());
     assert_eq!(set(false).show(r#"{"text": "hey"}"#), "h[ey</s>]");
     assert_eq!(set(true).show(r#"{"text": "hey"}"#), "<s>[hey</s>]");
@@ -34,31 +28,14 @@ fn masks_go_by_position_where_padding_or_begin_is_the_end_token() {
 #[test]
 fn the_prompts_own_ids_stand_where_a_token_would_straddle_the_border() {
     let tiny = Tiny::new().add_bos();
-    assert_eq!(
-        tiny.show(r#"{"prompt": "x: ", "completion": "4b"}"#),
-        "<s>x: [4b</s>]"
-    );
-    assert_eq!(
-        tiny.show(r#"{"prompt": "x:", "completion": " 4"}"#),
-        "<s>x:[ 4</s>]"
-    );
-    assert_eq!(
-        tiny.show(r#"{"prompt": "xa", "completion": "bab"}"#),
-        "<s>xa[bab</s>]"
-    );
+    assert_eq!(tiny.show(r#"{"prompt": "x: ", "completion": "4b"}"#), "<s>x: [4b</s>]");
+    assert_eq!(tiny.show(r#"{"prompt": "x:", "completion": " 4"}"#), "<s>x:[ 4</s>]");
+    assert_eq!(tiny.show(r#"{"prompt": "xa", "completion": "bab"}"#), "<s>xa[bab</s>]");
     let lines =
         "{\"prompt\": \"a\", \"completion\": \"b\"}\n{\"prompt\": \"a\", \"completion\": \"c\"}";
     let data = tiny.data(lines, &policy(TINY_VOCAB, 64)).unwrap();
     assert_eq!(data.report.split_borders, 1);
-    assert_eq!(
-        tiny.load()
-            .unwrap()
-            .encode("ab", Special::None)
-            .unwrap()
-            .ids
-            .len(),
-        1
-    );
+    assert_eq!(tiny.load().unwrap().encode("ab", Special::None).unwrap().ids.len(), 1);
 }
 
 #[test]
@@ -72,10 +49,7 @@ fn a_chat_has_one_begin_token_whoever_writes_it() {
         (&with_bos, Tiny::new(), format!("<s>{chat}")),
         (&with_bos, Tiny::new().add_bos(), format!("<s>{chat}")),
     ] {
-        assert_eq!(
-            tiny.config("chat_template", template.into()).show(line),
-            want
-        );
+        assert_eq!(tiny.config("chat_template", template.into()).show(line), want);
     }
 }
 
@@ -88,18 +62,10 @@ fn only_the_turns_that_are_to_be_taught_are_targets() {
     let want = "<|user|>q</s><|assistant|>no</s><|user|>r</s><|assistant|>[a</s>]";
     let listed =
         json!([{"name": "other", "template": ""}, {"name": "default", "template": CHATML}]);
-    assert_eq!(
-        Tiny::new().config("chat_template", listed).show(&line),
-        want
-    );
+    assert_eq!(Tiny::new().config("chat_template", listed).show(&line), want);
     let marked = CHATML.replace("{{ m.content }}</s>", "{% if m.role == 'assistant' %}\
         {% generation %}{{ m.content }}</s>{% endgeneration %}{% else %}{{ m.content }}</s>{% endif %}");
-    assert_eq!(
-        Tiny::new()
-            .config("chat_template", marked.into())
-            .show(&line),
-        want
-    );
+    assert_eq!(Tiny::new().config("chat_template", marked.into()).show(&line), want);
     let lists = r#"{"prompt": [{"role": "user", "content": "q"}], "completion": [{"role": "assistant", "content": "a"}]}"#;
     let tiny = Tiny::new().config("chat_template", CHATML.into());
     assert_eq!(tiny.show(lists), "<|user|>q</s><|assistant|>[a</s>]");
@@ -121,14 +87,8 @@ fn a_template_that_hides_tool_calls_is_refused() {
         {"from": "function_call", "value": "{\"name\": \"f\", \"arguments\": {}}"}]}"#
         .replace('\n', "");
     let tiny = Tiny::new().config("chat_template", CHATML.into());
-    let error = tiny
-        .data(&line, &policy(TINY_VOCAB, 64))
-        .unwrap_err()
-        .to_string();
-    assert!(
-        error.contains("line 1: field messages[1].tool_calls"),
-        "{error}"
-    );
+    let error = tiny.data(&line, &policy(TINY_VOCAB, 64)).unwrap_err().to_string();
+    assert!(error.contains("line 1: field messages[1].tool_calls"), "{error}");
 }
 
 #[test]
@@ -141,15 +101,8 @@ fn what_cutting_loses_is_counted_and_named() {
     assert_eq!((report.tokens, report.supervised_tokens), (8 + 3, 7 + 2));
     assert_eq!((report.cut.len(), report.cut_tokens), (2, 3 + 1));
     assert_eq!(report.end_token_supervised, 1);
-    assert!(
-        report.dropped[0]
-            .0
-            .to_string()
-            .ends_with("data.jsonl: line 1")
-    );
-    let error = tiny
-        .data(lines.lines().next().unwrap(), &policy(TINY_VOCAB, 8))
-        .unwrap_err();
+    assert!(report.dropped[0].0.to_string().ends_with("data.jsonl: line 1"));
+    let error = tiny.data(lines.lines().next().unwrap(), &policy(TINY_VOCAB, 8)).unwrap_err();
     assert!(error.to_string().contains("--seq-len"), "{error}");
 }
 
@@ -188,11 +141,6 @@ fn damaged_tokenizers_are_refused_by_name() {
     let mut baked = Tiny::new();
     baked.tokenizer["truncation"] = json!({"max_length": 2, "strategy": "LongestFirst", "stride": 0,
         "direction": "Right"});
-    let ids = baked
-        .load()
-        .unwrap()
-        .encode("abcde", Special::None)
-        .unwrap()
-        .ids;
+    let ids = baked.load().unwrap().encode("abcde", Special::None).unwrap().ids;
     assert_eq!(ids.len(), 4);
 }

@@ -52,12 +52,7 @@ fn templates_render_as_in_jinja2() {
             }
         }
     }
-    assert!(
-        different.is_empty(),
-        "{}\n{}",
-        different.len(),
-        different.join("\n")
-    );
+    assert!(different.is_empty(), "{}\n{}", different.len(), different.join("\n"));
     assert_eq!(same, 307);
 }
 
@@ -66,10 +61,7 @@ fn marks_agree(got: &[std::ops::Range<usize>], text: &str, want: &Value) -> bool
         return got.is_empty();
     };
     let got: Vec<&str> = got.iter().map(|range| &text[range.clone()]).collect();
-    got == want
-        .iter()
-        .map(|part| part.as_str().unwrap())
-        .collect::<Vec<_>>()
+    got == want.iter().map(|part| part.as_str().unwrap()).collect::<Vec<_>>()
 }
 
 fn conversation(case: &Value) -> (Vec<Value>, Option<Value>, GenerationPrompt) {
@@ -77,11 +69,7 @@ fn conversation(case: &Value) -> (Vec<Value>, Option<Value>, GenerationPrompt) {
         Some(true) => GenerationPrompt::Add,
         _ => GenerationPrompt::Omit,
     };
-    (
-        case["messages"].as_array().unwrap().clone(),
-        case.get("tools").cloned(),
-        prompt,
-    )
+    (case["messages"].as_array().unwrap().clone(), case.get("tools").cloned(), prompt)
 }
 
 /// The templates that mark answers themselves are the reference for those that do not.
@@ -102,20 +90,14 @@ fn turns_found_by_comparing_renderings_are_the_marked_ones() {
             };
             let answers = (0..messages.len()).filter(|&i| messages[i]["role"] == "assistant");
             let span = |i| turn_span(&template, &messages, tools.as_ref(), &full.text, i);
-            let found: String = answers
-                .filter_map(span)
-                .map(|span| &full.text[span])
-                .collect();
+            let found: String = answers.filter_map(span).map(|span| &full.text[span]).collect();
             let header = match name {
                 "qwen2_5_training" => "\n",
                 "smollm3" => "<|im_start|>assistant\n",
                 _ => "",
             };
             let part = |span: &std::ops::Range<usize>| {
-                full.text[span.clone()]
-                    .strip_prefix(header)
-                    .unwrap()
-                    .to_string()
+                full.text[span.clone()].strip_prefix(header).unwrap().to_string()
             };
             let marked: String = full.generation.iter().map(part).collect();
             // Phi-3's template shows no tool calls; its mark holds an end token without an answer.
@@ -160,42 +142,20 @@ fn answers_are_found_where_a_template_rewrites_earlier_turns() {
                 "<think>\nThree and three.\n</think>\n\n6<|im_end|>\n".to_string(),
             ],
         ),
-        (
-            "deepseekv3",
-            &thinking,
-            vec![format!("\n\n4{end}"), format!("\n\n6{end}")],
-        ),
-        (
-            "deepseekv3",
-            &multi,
-            vec![format!("Hello there.{end}"), format!("{joke}{end}")],
-        ),
-        (
-            "mistral-nemo-2407",
-            &multi,
-            vec!["Hello there.</s>".into(), format!("{joke}</s>")],
-        ),
+        ("deepseekv3", &thinking, vec![format!("\n\n4{end}"), format!("\n\n6{end}")]),
+        ("deepseekv3", &multi, vec![format!("Hello there.{end}"), format!("{joke}{end}")]),
+        ("mistral-nemo-2407", &multi, vec!["Hello there.</s>".into(), format!("{joke}</s>")]),
         (
             "phi-3.5-mini",
             &multi,
-            vec![
-                "Hello there.<|end|>\n".into(),
-                format!("{joke}<|end|>\n</s>"),
-            ],
+            vec!["Hello there.<|end|>\n".into(), format!("{joke}<|end|>\n</s>")],
         ),
-        (
-            "llama-2-chat",
-            &multi,
-            vec![" Hello there. </s>".into(), format!(" {joke} </s>")],
-        ),
+        ("llama-2-chat", &multi, vec![" Hello there. </s>".into(), format!(" {joke} </s>")]),
     ];
     for (name, messages, want) in cases {
         let template = template(&folder, name, &inputs);
         let whole = Conversation::new(messages, None);
-        let full = template
-            .render(&whole, GenerationPrompt::Omit)
-            .unwrap()
-            .text;
+        let full = template.render(&whole, GenerationPrompt::Omit).unwrap().text;
         let answers = (0..messages.len()).filter(|&i| messages[i]["role"] == "assistant");
         let spans = answers.map(|i| turn_span(&template, messages, None, &full, i).unwrap());
         let found: Vec<_> = spans.map(|span| full[span].to_string()).collect();

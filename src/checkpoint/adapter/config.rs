@@ -76,14 +76,10 @@ impl AdapterConfig {
         Ok(Self {
             base_model: fields.text("base_model_name_or_path")?,
             rank: fields.rank("r", fields.map.get("r").unwrap_or(&json!(8)))?,
-            alpha: fields.number(
-                "lora_alpha",
-                fields.map.get("lora_alpha").unwrap_or(&json!(8)),
-            )?,
-            dropout: fields.number(
-                "lora_dropout",
-                fields.map.get("lora_dropout").unwrap_or(&json!(0)),
-            )?,
+            alpha: fields
+                .number("lora_alpha", fields.map.get("lora_alpha").unwrap_or(&json!(8)))?,
+            dropout: fields
+                .number("lora_dropout", fields.map.get("lora_dropout").unwrap_or(&json!(0)))?,
             scaling,
             target_modules: fields.target_modules()?,
             rank_pattern: fields.pattern("rank_pattern", Fields::rank)?,
@@ -140,31 +136,20 @@ impl AdapterConfig {
 fn first_match<T: Copy>(pattern: &[(String, T)], module: &str) -> Option<T> {
     let matches = |key: &str| match key.strip_prefix('^') {
         Some(whole) => module == whole,
-        None => module
-            .strip_suffix(key)
-            .is_some_and(|front| front.is_empty() || front.ends_with('.')),
+        None => {
+            module.strip_suffix(key).is_some_and(|front| front.is_empty() || front.ends_with('.'))
+        }
     };
-    pattern
-        .iter()
-        .find(|(key, _)| matches(key))
-        .map(|&(_, value)| value)
+    pattern.iter().find(|(key, _)| matches(key)).map(|&(_, value)| value)
 }
 
 /// Whole numbers without a decimal point, as PEFT writes its integer alphas.
 fn number(value: f64) -> Value {
-    if value.fract() == 0.0 && value.abs() < 1e15 {
-        json!(value as i64)
-    } else {
-        json!(value)
-    }
+    if value.fract() == 0.0 && value.abs() < 1e15 { json!(value as i64) } else { json!(value) }
 }
 
 fn object<T>(pattern: &[(String, T)], value: impl Fn(&T) -> Value) -> Value {
-    pattern
-        .iter()
-        .map(|(key, v)| (key.clone(), value(v)))
-        .collect::<Map<_, _>>()
-        .into()
+    pattern.iter().map(|(key, v)| (key.clone(), value(v))).collect::<Map<_, _>>().into()
 }
 
 #[cfg(test)]
@@ -226,53 +211,21 @@ mod tests {
             ("bias", json!("all"), "field bias: all"),
             ("use_dora", json!(true), "field use_dora: is set"),
             ("lora_bias", json!(true), "field lora_bias: is set"),
-            (
-                "fan_in_fan_out",
-                json!(true),
-                "field fan_in_fan_out: is set",
-            ),
-            (
-                "modules_to_save",
-                json!(["lm_head"]),
-                "field modules_to_save",
-            ),
-            (
-                "layer_replication",
-                json!([[0, 1]]),
-                "field layer_replication",
-            ),
-            (
-                "trainable_token_indices",
-                json!([1]),
-                "field trainable_token_indices",
-            ),
-            (
-                "init_lora_weights",
-                json!("pissa_niter_4"),
-                "convert the adapter",
-            ),
+            ("fan_in_fan_out", json!(true), "field fan_in_fan_out: is set"),
+            ("modules_to_save", json!(["lm_head"]), "field modules_to_save"),
+            ("layer_replication", json!([[0, 1]]), "field layer_replication"),
+            ("trainable_token_indices", json!([1]), "field trainable_token_indices"),
+            ("init_lora_weights", json!("pissa_niter_4"), "convert the adapter"),
             ("use_rslora", json!("false"), "field use_rslora: a string"),
             ("r", json!(0), "field r: 0, expected a rank"),
             ("r", json!(1e9), "expected a rank"),
             ("r", json!("8"), "expected a rank"),
-            (
-                "lora_alpha",
-                json!(-1),
-                "field lora_alpha: -1, expected a number",
-            ),
+            ("lora_alpha", json!(-1), "field lora_alpha: -1, expected a number"),
             ("lora_alpha", json!(1e300), "expected a number"),
             ("target_modules", json!(null), "field target_modules"),
             ("target_modules", json!([1]), "field target_modules"),
-            (
-                "rank_pattern",
-                json!({".*q": 2}),
-                "field rank_pattern: \".*q\" is a pattern",
-            ),
-            (
-                "rank_pattern",
-                json!({"q": 0}),
-                "field rank_pattern.q: 0, expected a rank",
-            ),
+            ("rank_pattern", json!({".*q": 2}), "field rank_pattern: \".*q\" is a pattern"),
+            ("rank_pattern", json!({"q": 0}), "field rank_pattern.q: 0, expected a rank"),
             ("alpha_pattern", json!([]), "field alpha_pattern: a list"),
         ];
         for (key, value, fragment) in cases {
@@ -285,16 +238,8 @@ mod tests {
     fn harmless_fields_pass_and_unknown_ones_are_listed() {
         let config = with("eva_config", json!({"rho": 2})).unwrap();
         assert!(config.unknown.is_empty());
-        assert!(
-            with("some_new_thing", json!(null))
-                .unwrap()
-                .unknown
-                .is_empty()
-        );
-        assert_eq!(
-            with("some_new_thing", json!(3)).unwrap().unknown,
-            ["some_new_thing"]
-        );
+        assert!(with("some_new_thing", json!(null)).unwrap().unknown.is_empty());
+        assert_eq!(with("some_new_thing", json!(3)).unwrap().unknown, ["some_new_thing"]);
         let defaults = parse(json!({"peft_type": "LORA", "target_modules": "all-linear"})).unwrap();
         assert_eq!((defaults.rank, defaults.alpha), (8, 8.0));
     }

@@ -108,10 +108,7 @@ impl Fields<'_> {
             None | Some("none") => Ok(()),
             Some(other) => Err(self.refuse(
                 "bias",
-                format!(
-                    "{}, only none can be read: biases were trained",
-                    escape(other)
-                ),
+                format!("{}, only none can be read: biases were trained", escape(other)),
             )),
         }
     }
@@ -157,10 +154,7 @@ impl Fields<'_> {
             Some(rank) if (1..=LARGEST_RANK).contains(&rank) => Ok(rank as usize),
             _ => Err(self.refuse(
                 key,
-                format!(
-                    "{}, expected a rank from 1 to {LARGEST_RANK}",
-                    escape(&value.to_string())
-                ),
+                format!("{}, expected a rank from 1 to {LARGEST_RANK}", escape(&value.to_string())),
             )),
         }
     }
@@ -170,10 +164,7 @@ impl Fields<'_> {
             Some(number) if number >= 0.0 && number <= f64::from(f32::MAX) => Ok(number),
             _ => Err(self.refuse(
                 key,
-                format!(
-                    "{}, expected a number, not negative",
-                    escape(&value.to_string())
-                ),
+                format!("{}, expected a number, not negative", escape(&value.to_string())),
             )),
         }
     }
@@ -220,10 +211,7 @@ impl Fields<'_> {
 
     pub fn unknown(&self) -> Vec<String> {
         let is_known = |key: &str| KNOWN.contains(&key) || REFUSED.contains(&key);
-        let keys = self
-            .map
-            .keys()
-            .filter(|key| !is_known(key) && self.is_set(key));
+        let keys = self.map.keys().filter(|key| !is_known(key) && self.is_set(key));
         keys.map(|key| escape(key)).collect()
     }
 }

@@ -57,8 +57,7 @@ fn why_missing(folder: &Path) -> &'static str {
 /// The module that a tensor belongs to, by its name.
 fn module_of<'a>(tensor: &Tensor<'a>) -> Result<&'a str, Error> {
     let module = tensor.name.strip_prefix(PREFIX).and_then(|name| {
-        name.strip_suffix(".lora_A.weight")
-            .or_else(|| name.strip_suffix(".lora_B.weight"))
+        name.strip_suffix(".lora_A.weight").or_else(|| name.strip_suffix(".lora_B.weight"))
     });
     module.filter(|m| !m.is_empty()).ok_or_else(|| {
         let what = format!(
@@ -82,22 +81,13 @@ fn read_pair(file: &TensorFile, module: &str, config: &AdapterConfig) -> Result<
         let what = format!("{columns} columns, expected the rank {rank} of lora_A");
         return Err(Error::input(b.place(), what));
     }
-    Ok(LoraPair {
-        rank,
-        inputs,
-        outputs,
-        a: a.finite_f32()?,
-        b: b.finite_f32()?,
-    })
+    Ok(LoraPair { rank, inputs, outputs, a: a.finite_f32()?, b: b.finite_f32()? })
 }
 
 fn half<'a>(file: &'a TensorFile, name: &str) -> Result<Tensor<'a>, Error> {
     file.find(name).ok_or_else(|| {
         let place = Place::file(file.path()).tensor(name);
-        Error::input(
-            place,
-            "missing, its other half is there: the file is incomplete",
-        )
+        Error::input(place, "missing, its other half is there: the file is incomplete")
     })
 }
 

@@ -63,10 +63,7 @@ pub fn write(
     config: &AdapterConfig,
     tensors: &[AdapterTensor<'_>],
 ) -> Result<(), Error> {
-    let specs = tensors
-        .iter()
-        .map(|t| TensorSpec::new(t.name, DType::F32, t.shape))
-        .collect();
+    let specs = tensors.iter().map(|t| TensorSpec::new(t.name, DType::F32, t.shape)).collect();
     let path = folder.join(TENSOR_FILE);
     let mut writer = TensorWriter::create(&path, vec![specs], Align::Packed)?;
     for tensor in tensors {

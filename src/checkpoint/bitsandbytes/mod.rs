@@ -87,12 +87,7 @@ impl Tables<'_> {
 /// The weight that tensor `name` is a part of, if its name says that it is one:
 /// `X.weight.absmax` belongs to `X.weight`.
 pub fn owner(name: &str) -> Option<&str> {
-    let suffixes = [
-        ".absmax",
-        ".quant_map",
-        ".nested_absmax",
-        ".nested_quant_map",
-    ];
+    let suffixes = [".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map"];
     suffixes
         .iter()
         .find_map(|suffix| name.strip_suffix(suffix))
@@ -128,10 +123,7 @@ pub fn check_quantization_config(config: &Value, place: &Place) -> Result<(), Er
     };
     expect(map, "quant_method", &json!("bitsandbytes"), place)?;
     expect(map, "load_in_4bit", &json!(true), place)?;
-    if map
-        .get("bnb_4bit_quant_storage")
-        .is_some_and(|v| !v.is_null())
-    {
+    if map.get("bnb_4bit_quant_storage").is_some_and(|v| !v.is_null()) {
         expect(map, "bnb_4bit_quant_storage", &json!("uint8"), place)?;
     }
     Ok(())

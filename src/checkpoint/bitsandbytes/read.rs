@@ -52,11 +52,7 @@ impl FourBit {
         let Some((book, state)) = found(CodeBook::Nf4).or_else(|| found(CodeBook::Fp4)) else {
             return Ok(None);
         };
-        let group = Group {
-            weights,
-            name,
-            state: State::parse(state, book)?,
-        };
+        let group = Group { weights, name, state: State::parse(state, book)? };
         group.read(book, tables).map(Some)
     }
 
@@ -174,8 +170,7 @@ impl Group<'_> {
             return Ok(Scales::Plain(absmax.mapped()));
         }
         absmax.expect_dtype(DType::U8)?;
-        self.state
-            .expect("nested_blocksize", &Value::from(NESTED_BLOCK))?;
+        self.state.expect("nested_blocksize", &Value::from(NESTED_BLOCK))?;
         self.state.expect("nested_dtype", &Value::from("float32"))?;
         self.check_table("nested_quant_map", tables.dynamic)?;
         let nested = self.part("nested_absmax")?;

@@ -87,11 +87,7 @@ pub fn write(
             writer.write_f32(&format!("{name}.absmax"), absmax)?;
             None
         }
-        NewScales::Nested {
-            absmax,
-            nested_absmax,
-            offset,
-        } => {
+        NewScales::Nested { absmax, nested_absmax, offset } => {
             writer.write(&format!("{name}.absmax"), absmax)?;
             writer.write_f32(&format!("{name}.nested_absmax"), nested_absmax)?;
             writer.write_f32(&format!("{name}.nested_quant_map"), tables.dynamic)?;

@@ -55,13 +55,8 @@ const FOREIGN: &[&str] = &[
 ];
 
 /// Those of [`FOREIGN`] that multiply, so that 1 changes nothing.
-const MULTIPLIERS: &[&str] = &[
-    "embedding_multiplier",
-    "logit_scale",
-    "logits_scaling",
-    "residual_multiplier",
-    "scale_emb",
-];
+const MULTIPLIERS: &[&str] =
+    &["embedding_multiplier", "logit_scale", "logits_scaling", "residual_multiplier", "scale_emb"];
 
 /// Fields that some of the families take, each with those.
 const OWN: &[(&str, &[Family])] = &[
@@ -156,19 +151,11 @@ impl Family {
     }
 
     pub fn center(self) -> Center {
-        if self.is_gemma() {
-            Center::One
-        } else {
-            Center::Zero
-        }
+        if self.is_gemma() { Center::One } else { Center::Zero }
     }
 
     pub fn projections(self) -> Projections {
-        if self == Phi3 {
-            Projections::Fused
-        } else {
-            Projections::Separate
-        }
+        if self == Phi3 { Projections::Fused } else { Projections::Separate }
     }
 
     pub fn qk_norm(self) -> bool {

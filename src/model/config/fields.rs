@@ -125,11 +125,9 @@ impl<'a> Fields<'a> {
     pub fn object(&self, key: &str) -> Result<Option<Fields<'a>>, Error> {
         match self.value(key) {
             None => Ok(None),
-            Some(Value::Object(map)) => Ok(Some(Fields {
-                map,
-                path: self.path,
-                prefix: format!("{}{key}.", self.prefix),
-            })),
+            Some(Value::Object(map)) => {
+                Ok(Some(Fields { map, path: self.path, prefix: format!("{}{key}.", self.prefix) }))
+            }
             Some(_) => Err(self.refuse_value(key, "expected an object")),
         }
     }
@@ -147,9 +145,7 @@ impl<'a> Fields<'a> {
     /// A single token below `vocab`.
     pub fn token(&self, key: &str, vocab: usize) -> Result<Option<u32>, Error> {
         let value = self.value(key);
-        value
-            .map(|value| self.token_in(key, value, vocab))
-            .transpose()
+        value.map(|value| self.token_in(key, value, vocab)).transpose()
     }
 
     fn token_in(&self, key: &str, value: &Value, vocab: usize) -> Result<u32, Error> {

@@ -34,10 +34,7 @@ pub(super) fn read(
         }
         None => usual(fields, family, layers, window)?,
     };
-    sights
-        .into_iter()
-        .map(|sight| kind(fields, family, sight, window))
-        .collect()
+    sights.into_iter().map(|sight| kind(fields, family, sight, window)).collect()
 }
 
 fn kind(
@@ -47,10 +44,7 @@ fn kind(
     window: Option<usize>,
 ) -> Result<LayerKind, Error> {
     if sight == Sight::Full {
-        return Ok(LayerKind {
-            window: None,
-            rope: 0,
-        });
+        return Ok(LayerKind { window: None, rope: 0 });
     }
     if window.is_none() {
         return Err(no_window(fields));
@@ -103,11 +97,7 @@ fn usual(
     use Family::{Gemma, Gemma2, Gemma3, Llama, Mistral, Phi3, Qwen2, Qwen3};
     let every = |slides: &dyn Fn(usize) -> bool| {
         let sight = |layer| {
-            if slides(layer) {
-                Sight::Sliding
-            } else {
-                Sight::Full
-            }
+            if slides(layer) { Sight::Sliding } else { Sight::Full }
         };
         (0..layers).map(sight).collect()
     };
@@ -158,10 +148,7 @@ fn written(fields: &Fields, layers: usize) -> Result<Option<Vec<Sight>>, Error> 
     let sight = |value: &Value| match value.as_str() {
         Some("full_attention") => Ok(Sight::Full),
         Some("sliding_attention") => Ok(Sight::Sliding),
-        _ => Err(fields.refuse(
-            key,
-            "expected full_attention or sliding_attention in each entry",
-        )),
+        _ => Err(fields.refuse(key, "expected full_attention or sliding_attention in each entry")),
     };
     list.iter().map(sight).collect::<Result<_, _>>().map(Some)
 }

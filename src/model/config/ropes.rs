@@ -109,9 +109,7 @@ impl Source<'_> {
         };
         check_keys(inside, name, known)?;
         match name {
-            "linear" => Ok(Scaling::Linear {
-                factor: factor(inside)?,
-            }),
+            "linear" => Ok(Scaling::Linear { factor: factor(inside)? }),
             "dynamic" => self.dynamic(inside, width),
             "yarn" => Ok(Scaling::Yarn(self.yarn(inside)?)),
             "longrope" => Ok(Scaling::Longrope(self.longrope(inside, width)?)),
@@ -126,11 +124,7 @@ impl Source<'_> {
         if let (Some(a), Some(b)) = (newer, older)
             && a != b
         {
-            let what = format!(
-                "{}, but rope_type is {}: make them equal",
-                escape(b),
-                escape(a)
-            );
+            let what = format!("{}, but rope_type is {}: make them equal", escape(b), escape(a));
             return Err(inside.refuse("type", what));
         }
         match newer.or(older) {
@@ -154,9 +148,7 @@ impl Source<'_> {
             None => None,
             Some(inside) => within(inside, "rope_theta")?,
         };
-        Ok(self
-            .same(self.theta_key, top, inside)?
-            .unwrap_or(self.theta))
+        Ok(self.same(self.theta_key, top, inside)?.unwrap_or(self.theta))
     }
 
     /// Rotated numbers per head.
@@ -167,10 +159,8 @@ impl Source<'_> {
         let share = self.same(key, within(self.top)?, inside)?.unwrap_or(1.0);
         let width = (self.head_dim as f64 * share) as usize;
         if share < 1.0 && self.family != Family::Phi3 {
-            let what = format!(
-                "{share}, but {} rotates whole heads: write 1",
-                self.family.architecture()
-            );
+            let what =
+                format!("{share}, but {} rotates whole heads: write 1", self.family.architecture());
             return Err(self.holder(key).refuse(key, what));
         }
         if width == 0 || !width.is_multiple_of(2) {
@@ -216,10 +206,7 @@ impl Source<'_> {
             let what = format!("dynamic needs at least 4 rotated numbers per head, not {width}");
             return Err(inside.refuse(type_key(inside), what));
         }
-        Ok(Scaling::Dynamic {
-            factor: factor(inside)?,
-            max_positions: self.max_positions,
-        })
+        Ok(Scaling::Dynamic { factor: factor(inside)?, max_positions: self.max_positions })
     }
 
     fn yarn(&self, inside: &Fields) -> Result<Yarn, Error> {
@@ -239,10 +226,8 @@ impl Source<'_> {
             truncate: inside.flag("truncate", true)?,
         };
         if yarn.beta_fast < yarn.beta_slow {
-            let what = format!(
-                "{}, expected at least beta_slow {}",
-                yarn.beta_fast, yarn.beta_slow
-            );
+            let what =
+                format!("{}, expected at least beta_slow {}", yarn.beta_fast, yarn.beta_slow);
             return Err(inside.refuse("beta_fast", what));
         }
         Ok(yarn)
@@ -251,11 +236,7 @@ impl Source<'_> {
     fn llama3(&self, inside: &Fields) -> Result<Scaling, Error> {
         let of = |key| {
             let found = inside.number_within(key, 1e-6, 1e6)?;
-            inside.needed(
-                key,
-                found,
-                "a positive number, such as 1 (low) and 4 (high)",
-            )
+            inside.needed(key, found, "a positive number, such as 1 (low) and 4 (high)")
         };
         let (low, high) = (of("low_freq_factor")?, of("high_freq_factor")?);
         if high <= low {
@@ -263,12 +244,7 @@ impl Source<'_> {
             return Err(inside.refuse("high_freq_factor", what));
         }
         let original = self.needed_original(inside)?;
-        Ok(Scaling::Llama3 {
-            factor: factor(inside)?,
-            low,
-            high,
-            original,
-        })
+        Ok(Scaling::Llama3 { factor: factor(inside)?, low, high, original })
     }
 
     fn longrope(&self, inside: &Fields, width: usize) -> Result<Longrope, Error> {
@@ -289,21 +265,13 @@ impl Source<'_> {
 
     fn needed_original(&self, inside: &Fields) -> Result<f64, Error> {
         let what = "the length that the model was first trained with";
-        inside.needed(
-            "original_max_position_embeddings",
-            self.original(inside)?,
-            what,
-        )
+        inside.needed("original_max_position_embeddings", self.original(inside)?, what)
     }
 }
 
 /// The spelling in which the type stands.
 fn type_key(inside: &Fields) -> &'static str {
-    if inside.value("rope_type").is_some() {
-        "rope_type"
-    } else {
-        "type"
-    }
+    if inside.value("rope_type").is_some() { "rope_type" } else { "type" }
 }
 
 const YARN: &[&str] = &[
@@ -326,12 +294,8 @@ const LONGROPE: &[&str] = &[
     "short_factor",
 ];
 
-const LLAMA3: &[&str] = &[
-    "factor",
-    "high_freq_factor",
-    "low_freq_factor",
-    "original_max_position_embeddings",
-];
+const LLAMA3: &[&str] =
+    &["factor", "high_freq_factor", "low_freq_factor", "original_max_position_embeddings"];
 
 const COMMON: &[&str] = &["partial_rotary_factor", "rope_theta", "rope_type", "type"];
 
@@ -357,22 +321,12 @@ fn gain(inside: &Fields) -> Result<Option<f64>, Error> {
 
 /// One divisor for each rotated pair.
 fn factors(inside: &Fields, key: &str, width: usize) -> Result<Vec<f64>, Error> {
-    let expected = format!(
-        "a list of {} positive numbers, half the rotated size",
-        width / 2
-    );
+    let expected = format!("a list of {} positive numbers, half the rotated size", width / 2);
     let list = inside.needed(key, inside.list(key)?, &expected)?;
     if list.len() != width / 2 {
-        return Err(inside.refuse(
-            key,
-            format!("has {} numbers, expected {expected}", list.len()),
-        ));
+        return Err(inside.refuse(key, format!("has {} numbers, expected {expected}", list.len())));
     }
-    let within = |value: &Value| {
-        value
-            .as_f64()
-            .filter(|factor| (1e-6..=1e6).contains(factor))
-    };
+    let within = |value: &Value| value.as_f64().filter(|factor| (1e-6..=1e6).contains(factor));
     let numbers = list.iter().map(within).collect::<Option<Vec<_>>>();
     numbers.ok_or_else(|| inside.refuse(key, format!("expected {expected}")))
 }

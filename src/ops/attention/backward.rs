@@ -118,10 +118,7 @@ impl Partial {
 pub(super) fn scratch<E: Element>(p: &BackwardParams) -> Scratch {
     let numbers = Partial::new(&p.forward, Address::NULL).numbers();
     let work = Work::<E::Real>::numbers(p.forward.head_dim as usize);
-    Scratch {
-        shared: numbers * size_of::<E::Real>(),
-        per_thread: work * size_of::<E::Real>(),
-    }
+    Scratch { shared: numbers * size_of::<E::Real>(), per_thread: work * size_of::<E::Real>() }
 }
 
 pub(super) fn run<E: Element>(p: &BackwardParams, cpu: &Cpu, scratch: ScratchMemory) {
@@ -130,10 +127,7 @@ pub(super) fn run<E: Element>(p: &BackwardParams, cpu: &Cpu, scratch: ScratchMem
     // SAFETY: the caller of `run_on_cpu` vouches for the segments.
     let (segments, kv_heads) = (unsafe { f.segments() }, f.kv_heads as usize);
     for pair in segments.windows(2) {
-        assert!(
-            pair[0].k_end() <= u64::from(pair[1].k_start),
-            "{pair:?} share keys"
-        );
+        assert!(pair[0].k_end() <= u64::from(pair[1].k_start), "{pair:?} share keys");
     }
     cpu.for_each(segments.len() * kv_heads * partial.parts, |task| {
         let (part, kv_head) = (task % partial.parts, task / partial.parts % kv_heads);
@@ -141,25 +135,10 @@ pub(super) fn run<E: Element>(p: &BackwardParams, cpu: &Cpu, scratch: ScratchMem
         let memory = scratch.of_thread(cpu.thread());
         // SAFETY: `scratch` has asked for this much, and a thread runs one task at a time.
         let mut work = unsafe { Work::carve(cpu.simd(), memory, f.head_dim as usize) };
-        differentiate::<E>(
-            &mut work,
-            p,
-            Keys {
-                segment,
-                kv_head,
-                part,
-            },
-            partial,
-        );
+        differentiate::<E>(&mut work, p, Keys { segment, kv_head, part }, partial);
     });
     cpu.for_each(segments.len() * kv_heads, |task| {
-        add_up::<E>(
-            cpu.simd(),
-            p,
-            segments[task / kv_heads],
-            task % kv_heads,
-            partial,
-        );
+        add_up::<E>(cpu.simd(), p, segments[task / kv_heads], task % kv_heads, partial);
     });
 }
 
@@ -183,10 +162,7 @@ fn differentiate<E: Element>(
     dk.fill(E::Real::ZERO);
     dv.fill(E::Real::ZERO);
     let group = (f.heads / f.kv_heads) as usize;
-    for head in (of.part..group)
-        .step_by(partial.parts)
-        .map(|i| of.kv_head * group + i)
-    {
+    for head in (of.part..group).step_by(partial.parts).map(|i| of.kv_head * group + i) {
         for first in (0..of.segment.q_len as usize).step_by(QUERIES) {
             let queries = Queries::of(f, of.segment, first);
             work.start::<E>(p, queries, head);
@@ -221,34 +197,13 @@ impl<R: Real> Work<'_, R> {
         let (f, simd) = (&p.forward, self.simd);
         let Queries { row, count, .. } = queries;
         let head_dim = f.head_dim as usize;
-        let q = HeadRows {
-            address: f.q,
-            stride: f.q_stride,
-            head,
-            head_dim,
-        };
-        let o = HeadRows {
-            address: f.o,
-            stride: f.o_stride,
-            head,
-            head_dim,
-        };
-        let d_o = HeadRows {
-            address: p.d_o,
-            stride: p.d_o_stride,
-            head,
-            head_dim,
-        };
+        let q = HeadRows { address: f.q, stride: f.q_stride, head, head_dim };
+        let o = HeadRows { address: f.o, stride: f.o_stride, head, head_dim };
+        let d_o = HeadRows { address: p.d_o, stride: p.d_o_stride, head, head_dim };
         load::<E>(simd, q, row, count, scale(f), self.q);
         load::<E>(simd, d_o, row, count, R::ONE, self.d_o);
         load::<E>(simd, o, row, count, R::ONE, self.dq);
-        dot_rows(
-            simd,
-            self.d_o,
-            self.dq,
-            width(head_dim),
-            &mut self.delta[..count],
-        );
+        dot_rows(simd, self.d_o, self.dq, width(head_dim), &mut self.delta[..count]);
         transpose(simd, self.q, count, head_dim, self.qt);
         transpose(simd, self.d_o, count, head_dim, self.dot);
         self.dq.fill(R::ZERO);
@@ -263,18 +218,8 @@ impl<R: Real> Work<'_, R> {
     fn load_keys<E: Element<Real = R>>(&mut self, f: &Params, of: Keys, key: usize, keys: usize) {
         let (head, head_dim) = (of.kv_head, f.head_dim as usize);
         let row = of.segment.k_start as usize + key;
-        let k = HeadRows {
-            address: f.k,
-            stride: f.k_stride,
-            head,
-            head_dim,
-        };
-        let v = HeadRows {
-            address: f.v,
-            stride: f.v_stride,
-            head,
-            head_dim,
-        };
+        let k = HeadRows { address: f.k, stride: f.k_stride, head, head_dim };
+        let v = HeadRows { address: f.v, stride: f.v_stride, head, head_dim };
         load::<E>(self.simd, k, row, keys, R::ONE, self.k);
         load::<E>(self.simd, v, row, keys, R::ONE, self.v);
     }
@@ -282,10 +227,7 @@ impl<R: Real> Work<'_, R> {
     /// P and dS of a block.
     fn differentiate_scores(&mut self, f: &Params, queries: Queries, key: usize, keys: usize) {
         let head_dim = f.head_dim as usize;
-        let (p, ds) = (
-            &mut self.p[..keys * QUERIES],
-            &mut self.ds[..keys * QUERIES],
-        );
+        let (p, ds) = (&mut self.p[..keys * QUERIES], &mut self.ds[..keys * QUERIES]);
         inner(self.simd, self.k, self.qt, head_dim, keys, queries).put(Write::Set, p, QUERIES);
         inner(self.simd, self.v, self.dot, head_dim, keys, queries).put(Write::Set, ds, QUERIES);
         let lanes = queries.lanes();

@@ -52,9 +52,7 @@ impl Queries {
     pub(super) fn key_blocks(self) -> impl Iterator<Item = (usize, usize)> {
         let end = self.position + self.count;
         let first_seen = (self.position + 1).saturating_sub(self.window);
-        (first_seen / KEYS * KEYS..end)
-            .step_by(KEYS)
-            .map(move |key| (key, KEYS.min(end - key)))
+        (first_seen / KEYS * KEYS..end).step_by(KEYS).map(move |key| (key, KEYS.min(end - key)))
     }
 
     /// Puts `value` where a query does not see a key, in the scores of the keys from `first` on.
@@ -62,10 +60,7 @@ impl Queries {
         for (j, row) in scores.chunks_exact_mut(QUERIES).enumerate() {
             let key = first + j;
             let start = key.saturating_sub(self.position).min(QUERIES);
-            let end = key
-                .saturating_add(self.window)
-                .saturating_sub(self.position)
-                .min(QUERIES);
+            let end = key.saturating_add(self.window).saturating_sub(self.position).min(QUERIES);
             row[..start].fill(value);
             row[end.max(start)..].fill(value);
         }

@@ -61,10 +61,7 @@ impl<R: Real> Work<'_, R> {
 
 pub(super) fn scratch<E: Element>(p: &Params) -> Scratch {
     let numbers = Work::<E::Real>::numbers(p.head_dim as usize);
-    Scratch {
-        shared: 0,
-        per_thread: numbers * size_of::<E::Real>(),
-    }
+    Scratch { shared: 0, per_thread: numbers * size_of::<E::Real>() }
 }
 
 pub(super) fn run<E: Element>(p: &Params, cpu: &Cpu, scratch: ScratchMemory) {
@@ -94,18 +91,8 @@ fn attend<E: Element>(
     let head_dim = p.head_dim as usize;
     let queries = Queries::of(p, segment, first);
     let kv_head = head / (p.heads / p.kv_heads) as usize;
-    let k = HeadRows {
-        address: p.k,
-        stride: p.k_stride,
-        head: kv_head,
-        head_dim,
-    };
-    let v = HeadRows {
-        address: p.v,
-        stride: p.v_stride,
-        head: kv_head,
-        head_dim,
-    };
+    let k = HeadRows { address: p.k, stride: p.k_stride, head: kv_head, head_dim };
+    let v = HeadRows { address: p.v, stride: p.v_stride, head: kv_head, head_dim };
     work.start::<E>(p, queries, head);
     for (key, keys) in queries.key_blocks() {
         let row = segment.k_start as usize + key;
@@ -114,12 +101,7 @@ fn attend<E: Element>(
         load::<E>(work.simd, v, row, keys, E::Real::ONE, work.kv);
         work.gather(head_dim, keys, queries);
     }
-    let o = HeadRows {
-        address: p.o,
-        stride: p.o_stride,
-        head,
-        head_dim,
-    };
+    let o = HeadRows { address: p.o, stride: p.o_stride, head, head_dim };
     finish::<E>(work.simd, work.o, work.sum, o, queries);
     work.keep_lse(p, queries, head);
 }
@@ -127,12 +109,7 @@ fn attend<E: Element>(
 impl<R: Real> Work<'_, R> {
     fn start<E: Element<Real = R>>(&mut self, p: &Params, queries: Queries, head: usize) {
         let head_dim = p.head_dim as usize;
-        let q = HeadRows {
-            address: p.q,
-            stride: p.q_stride,
-            head,
-            head_dim,
-        };
+        let q = HeadRows { address: p.q, stride: p.q_stride, head, head_dim };
         let scale = R::from_f64(f64::from(p.scale));
         load::<E>(self.simd, q, queries.row, queries.count, scale, self.o);
         transpose(self.simd, self.o, queries.count, head_dim, self.qt);
@@ -144,27 +121,16 @@ impl<R: Real> Work<'_, R> {
     /// s = e^(s−max) of a block of keys; maximum, sum and shrinking factor are brought up to it.
     fn score(&mut self, p: &Params, queries: Queries, key: usize, keys: usize) {
         let scores = &mut self.s[..keys * QUERIES];
-        inner(
-            self.simd,
-            self.kv,
-            self.qt,
-            p.head_dim as usize,
-            keys,
-            queries,
-        )
-        .put(Write::Set, scores, QUERIES);
+        inner(self.simd, self.kv, self.qt, p.head_dim as usize, keys, queries).put(
+            Write::Set,
+            scores,
+            QUERIES,
+        );
         if let Some(soft_cap) = soft_cap(p) {
             cap(self.simd, scores, soft_cap);
         }
         queries.mask(key, scores, R::NEG_INFINITY);
-        soften(
-            self.simd,
-            scores,
-            self.max,
-            self.sum,
-            self.shrink,
-            queries.lanes(),
-        );
+        soften(self.simd, scores, self.max, self.sum, self.shrink, queries.lanes());
     }
 
     /// o = shrink ∘ o + Pᵀ·V.

@@ -113,17 +113,9 @@ impl<R: Real> Product<'_, R> {
     fn check(&self, c: &[R], c_stride: usize) {
         let last = |count: usize, stride: usize| count.saturating_sub(1) * stride;
         let a_end = last(self.rows, self.a_strides[0]) + last(self.depth, self.a_strides[1]);
-        assert!(
-            a_end < self.a.len(),
-            "a ends at {a_end} of {}",
-            self.a.len()
-        );
+        assert!(a_end < self.a.len(), "a ends at {a_end} of {}", self.a.len());
         let b_end = last(self.depth, self.b_stride) + self.cols;
-        assert!(
-            b_end <= self.b.len(),
-            "b ends at {b_end} of {}",
-            self.b.len()
-        );
+        assert!(b_end <= self.b.len(), "b ends at {b_end} of {}", self.b.len());
         let c_end = last(self.rows, c_stride) + self.cols;
         assert!(c_end <= c.len(), "c ends at {c_end} of {}", c.len());
         assert_eq!(self.cols % LANES, 0, "{} columns", self.cols);

@@ -25,11 +25,7 @@ const SCALE: f32 = 0.25;
 fn case(heads: [usize; 3], lengths: &[usize]) -> Case {
     let [heads, kv_heads, head_dim] = heads;
     Case {
-        heads: Heads {
-            heads,
-            kv_heads,
-            head_dim,
-        },
+        heads: Heads { heads, kv_heads, head_dim },
         segments: lengths.iter().map(|len| (*len, *len)).collect(),
         window: None,
         soft_cap: None,
@@ -38,25 +34,15 @@ fn case(heads: [usize; 3], lengths: &[usize]) -> Case {
 
 impl Case {
     fn with(self, window: Option<usize>, soft_cap: Option<f32>) -> Self {
-        Self {
-            window,
-            soft_cap,
-            ..self
-        }
+        Self { window, soft_cap, ..self }
     }
 
     fn rows(&self) -> (usize, usize) {
-        self.segments
-            .iter()
-            .fold((0, 0), |(q, k), segment| (q + segment.0, k + segment.1))
+        self.segments.iter().fold((0, 0), |(q, k), segment| (q + segment.0, k + segment.1))
     }
 
     fn widths(&self) -> (usize, usize) {
-        let Heads {
-            heads,
-            kv_heads,
-            head_dim,
-        } = self.heads;
+        let Heads { heads, kv_heads, head_dim } = self.heads;
         (heads * head_dim, kv_heads * head_dim)
     }
 
@@ -64,12 +50,7 @@ impl Case {
         let (mut q_start, mut k_start) = (0, 0);
         let mut located = Vec::new();
         for (q_len, k_len) in self.segments.iter().map(|(q, k)| (*q as u32, *k as u32)) {
-            located.push(Segment {
-                q_start,
-                q_len,
-                k_start,
-                k_len,
-            });
+            located.push(Segment { q_start, q_len, k_start, k_len });
             (q_start, k_start) = (q_start + q_len, k_start + k_len);
         }
         located
@@ -104,53 +85,24 @@ fn run(device: &Device, case: &Case, [q, k, v, d_o]: &[Vec<f64>; 4]) -> Outcome 
     let qkv = upload(device, &fused, dtype);
     let mut gradient = upload(device, &vec![f64::NAN; rows * width], dtype);
     let mut o = upload(device, &vec![f64::NAN; rows * q_width], dtype);
-    let mut lse = upload(
-        device,
-        &vec![f64::NAN; rows * case.heads.heads],
-        lse_dtype(dtype),
-    );
+    let mut lse = upload(device, &vec![f64::NAN; rows * case.heads.heads], lse_dtype(dtype));
     with_attention(device, case, |attention| {
         let qkv = qkv.view(rows, width);
         let q = qkv.columns(0..q_width);
         let k = qkv.columns(q_width..q_width + k_width);
         let v = qkv.columns(q_width + k_width..width);
         let heads = case.heads.heads;
-        forward(
-            device,
-            attention,
-            q,
-            k,
-            v,
-            o.view_mut(rows, q_width),
-            lse.view_mut(rows, heads),
-        );
-        let saved = Saved {
-            q,
-            k,
-            v,
-            o: o.view(rows, q_width),
-            lse: lse.view(rows, heads),
-        };
+        forward(device, attention, q, k, v, o.view_mut(rows, q_width), lse.view_mut(rows, heads));
+        let saved = Saved { q, k, v, o: o.view(rows, q_width), lse: lse.view(rows, heads) };
         let d_o = upload(device, d_o, dtype);
         let (dq, dkv) = gradient.view_mut(rows, width).split_columns(q_width);
         let (dk, dv) = dkv.split_columns(k_width);
-        backward(
-            device,
-            attention,
-            saved,
-            d_o.view(rows, q_width),
-            dq,
-            dk,
-            dv,
-        );
+        backward(device, attention, saved, d_o.view(rows, q_width), dq, dk, dv);
     });
     device.synchronize().unwrap();
     let gradient = download(device, &gradient);
     let columns = |start: usize, count: usize| {
-        gradient
-            .chunks(width)
-            .flat_map(|row| row[start..start + count].to_vec())
-            .collect()
+        gradient.chunks(width).flat_map(|row| row[start..start + count].to_vec()).collect()
     };
     Outcome {
         o: download(device, &o),
@@ -166,23 +118,11 @@ fn run_forward(device: &Device, case: &Case, [q, k, v, _]: &[Vec<f64>; 4]) -> Ve
     let dtype = device.dtype();
     let [q, k, v] = [q, k, v].map(|numbers| upload(device, numbers, dtype));
     let mut o = upload(device, &vec![f64::NAN; q_rows * q_width], dtype);
-    let mut lse = upload(
-        device,
-        &vec![f64::NAN; q_rows * case.heads.heads],
-        lse_dtype(dtype),
-    );
+    let mut lse = upload(device, &vec![f64::NAN; q_rows * case.heads.heads], lse_dtype(dtype));
     with_attention(device, case, |attention| {
         let [k, v] = [&k, &v].map(|mat| mat.view(k_rows, k_width));
         let lse = lse.view_mut(q_rows, case.heads.heads);
-        forward(
-            device,
-            attention,
-            q.view(q_rows, q_width),
-            k,
-            v,
-            o.view_mut(q_rows, q_width),
-            lse,
-        );
+        forward(device, attention, q.view(q_rows, q_width), k, v, o.view_mut(q_rows, q_width), lse);
     });
     download(device, &o)
 }
@@ -204,11 +144,7 @@ fn with_attention(device: &Device, case: &Case, run: impl FnOnce(&Attention)) {
 
 /// The textbook: every score of every pair, in f64, each intermediate number through `round`.
 fn textbook(case: &Case, [q, k, v, d_o]: &[Vec<f64>; 4], round: fn(f64) -> f64) -> Outcome {
-    let Heads {
-        heads,
-        kv_heads,
-        head_dim,
-    } = case.heads;
+    let Heads { heads, kv_heads, head_dim } = case.heads;
     let (q_width, k_width) = case.widths();
     let mut out = Outcome {
         o: vec![0.0; q.len()],
@@ -223,9 +159,8 @@ fn textbook(case: &Case, [q, k, v, d_o]: &[Vec<f64>; 4], round: fn(f64) -> f64) 
             let kv_head = head / (heads / kv_heads);
             let at_k = |j: usize| (segment.k_start as usize + j) * k_width + kv_head * head_dim;
             let position = (segment.k_len - segment.q_len) as usize + i;
-            let seen: Vec<usize> = (0..=position)
-                .filter(|j| case.window.is_none_or(|w| position - j < w))
-                .collect();
+            let seen: Vec<usize> =
+                (0..=position).filter(|j| case.window.is_none_or(|w| position - j < w)).collect();
             let (query, d_o) = (&q[at_q..at_q + head_dim], &d_o[at_q..at_q + head_dim]);
             let s = |j: &usize| {
                 let z = dot(query, &k[at_k(*j)..][..head_dim]) * f64::from(SCALE);
@@ -236,15 +171,11 @@ fn textbook(case: &Case, [q, k, v, d_o]: &[Vec<f64>; 4], round: fn(f64) -> f64) 
             let max = s.iter().copied().fold(f64::NEG_INFINITY, f64::max);
             let sum: f64 = s.iter().map(|s| (s - max).exp()).sum();
             let p: Vec<f64> = s.iter().map(|s| round((s - max).exp() / sum)).collect();
-            let dp: Vec<f64> = seen
-                .iter()
-                .map(|j| round(dot(d_o, &v[at_k(*j)..][..head_dim])))
-                .collect();
+            let dp: Vec<f64> =
+                seen.iter().map(|j| round(dot(d_o, &v[at_k(*j)..][..head_dim]))).collect();
             let delta = dot(&p, &dp);
             for (n, j) in seen.iter().enumerate() {
-                let slope = case
-                    .soft_cap
-                    .map_or(1.0, |cap| 1.0 - (s[n] / f64::from(cap)).powi(2));
+                let slope = case.soft_cap.map_or(1.0, |cap| 1.0 - (s[n] / f64::from(cap)).powi(2));
                 let ds = round(p[n] * (dp[n] - delta) * slope) * f64::from(SCALE);
                 for d in 0..head_dim {
                     out.o[at_q + d] += p[n] * v[at_k(*j) + d];
@@ -306,12 +237,7 @@ fn gradient_equals_finite_differences_in_f64() {
                 [dq, dk, dv].concat()
             },
         );
-        assert!(
-            error < 1e-7,
-            "{:?} {:?}: {error}",
-            case.heads,
-            case.segments
-        );
+        assert!(error < 1e-7, "{:?} {:?}: {error}", case.heads, case.segments);
     }
 }
 
@@ -379,22 +305,14 @@ fn records_packed_together_equal_each_alone() {
         let alone = case([6, 2, 20], &[len]).with(Some(100), None);
         let cut = |x: &[f64], width: usize| x[start * width..][..len * width].to_vec();
         let [q, k, v, d_o] = &inputs;
-        let own = [
-            cut(q, q_width),
-            cut(k, k_width),
-            cut(v, k_width),
-            cut(d_o, q_width),
-        ];
+        let own = [cut(q, q_width), cut(k, k_width), cut(v, k_width), cut(d_o, q_width)];
         let expected = Outcome {
             o: cut(&packed.o, q_width),
             dq: cut(&packed.dq, q_width),
             dk: cut(&packed.dk, k_width),
             dv: cut(&packed.dv, k_width),
         };
-        assert!(
-            run(&device, &alone, &own) == expected,
-            "record of {len} at {start}"
-        );
+        assert!(run(&device, &alone, &own) == expected, "record of {len} at {start}");
         start += len;
     }
 }
@@ -411,16 +329,8 @@ fn later_tokens_change_nothing_before_them() {
         inputs[1][token * k_width..].fill(-3.0);
         inputs[2][token * k_width..].fill(5.0);
         let after = run_forward(&device, &case, &inputs);
-        assert_eq!(
-            before[..token * q_width],
-            after[..token * q_width],
-            "token {token}"
-        );
-        assert_ne!(
-            before[token * q_width..],
-            after[token * q_width..],
-            "token {token}"
-        );
+        assert_eq!(before[..token * q_width], after[..token * q_width], "token {token}");
+        assert_ne!(before[token * q_width..], after[token * q_width..], "token {token}");
     }
 }
 
@@ -431,18 +341,11 @@ fn queries_behind_cached_keys_equal_those_of_the_whole_record() {
         let whole = case([4, 2, 24], &[total]).with(window, None);
         let mut inputs = whole.inputs();
         let expected = run_forward(&device, &whole, &inputs);
-        let cached = Case {
-            segments: vec![(queries, total)],
-            ..whole
-        };
+        let cached = Case { segments: vec![(queries, total)], ..whole };
         let skipped = (total - queries) * cached.widths().0;
         inputs[0].drain(..skipped);
         let got = run_forward(&device, &cached, &inputs);
-        assert_eq!(
-            got,
-            expected[skipped..],
-            "{queries} queries behind {total} keys"
-        );
+        assert_eq!(got, expected[skipped..], "{queries} queries behind {total} keys");
     }
 }
 
@@ -467,19 +370,10 @@ fn records_that_overlap_are_refused() {
     let act = upload(&device, &[0.0; 8], Dtype::F32);
     let [mut o, mut lse] = [(); 2].map(|()| upload(&device, &[0.0; 8], Dtype::F32));
     let mut segments = device.alloc("segments", 2).unwrap();
-    let segment = |start| Segment {
-        q_start: start,
-        q_len: 2,
-        k_start: start,
-        k_len: 2,
-    };
+    let segment = |start| Segment { q_start: start, q_len: 2, k_start: start, k_len: 2 };
     device.upload(&[segment(0), segment(1)], &mut segments);
     let attention = Attention {
-        heads: Heads {
-            heads: 1,
-            kv_heads: 1,
-            head_dim: 1,
-        },
+        heads: Heads { heads: 1, kv_heads: 1, head_dim: 1 },
         scale: SCALE,
         window: None,
         soft_cap: None,
@@ -488,13 +382,5 @@ fn records_that_overlap_are_refused() {
         longest: 2,
     };
     let [q, k, v] = [act.view(8, 1); 3];
-    forward(
-        &device,
-        &attention,
-        q,
-        k,
-        v,
-        o.view_mut(8, 1),
-        lse.view_mut(8, 1),
-    );
+    forward(&device, &attention, q, k, v, o.view_mut(8, 1), lse.view_mut(8, 1));
 }

@@ -126,14 +126,7 @@ impl<'a, L: Lanes> Blocks<'a, L> {
         }
         let pieces = pieces::<L>(p);
         let steps = pieces.iter().map(|piece| piece.steps).sum();
-        let blocks = Self {
-            p,
-            cpu,
-            scratch,
-            pieces,
-            steps,
-            lanes: PhantomData,
-        };
+        let blocks = Self { p, cpu, scratch, pieces, steps, lanes: PhantomData };
         let rows = p.rows as usize;
         let block = blocks.rows_of_block();
         for first in (0..rows).step_by(block) {
@@ -218,10 +211,8 @@ impl<'a, L: Lanes> Blocks<'a, L> {
         let threads = self.cpu.threads();
         let widths = (1..=STRIP / (VECTORS * L::WIDTH)).map(|tiles| tiles * VECTORS * L::WIDTH);
         let cuts = widths.flat_map(|columns| {
-            (1..=threads.min(panels)).map(move |parts| Cut {
-                columns,
-                panels: panels.div_ceil(parts),
-            })
+            (1..=threads.min(panels))
+                .map(move |parts| Cut { columns, panels: panels.div_ceil(parts) })
         });
         let time = |cut: &Cut| {
             let strips = (self.p.cols as usize).div_ceil(cut.columns);
@@ -323,12 +314,7 @@ fn pieces<L: Lanes>(p: &Params) -> Vec<Piece> {
         for start in (0..depth).step_by(STEPS * L::GROUP) {
             let depth = start..depth.min(start + STEPS * L::GROUP);
             let steps = depth.len().div_ceil(L::GROUP);
-            pieces.push(Piece {
-                product,
-                depth,
-                first_step,
-                steps,
-            });
+            pieces.push(Piece { product, depth, first_step, steps });
             first_step += steps;
         }
     }

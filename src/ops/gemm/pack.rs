@@ -182,10 +182,7 @@ impl Packing<'_> {
             unsafe {
                 let first = self.row::<L::Number>(k, lanes.clone(), buffers, 0);
                 let first = std::slice::from_raw_parts(first, lanes.len());
-                let to = Panels {
-                    start: to.start.add(step * to.width * L::GROUP),
-                    ..*to
-                };
+                let to = Panels { start: to.start.add(step * to.width * L::GROUP), ..*to };
                 if L::GROUP == 1 {
                     spread(self.simd, first, &to);
                 } else {

@@ -56,16 +56,7 @@ fn every_form_operand_and_shape_on_every_instruction_set() {
     for (left, right, out) in operands {
         for (m, n, k) in SHAPES {
             for form in FORMS {
-                let case = Case {
-                    form,
-                    m,
-                    n,
-                    k,
-                    left,
-                    right,
-                    out,
-                    ..PLAIN
-                };
+                let case = Case { form, m, n, k, left, right, out, ..PLAIN };
                 case.check(&devices);
             }
         }
@@ -74,35 +65,16 @@ fn every_form_operand_and_shape_on_every_instruction_set() {
 
 #[test]
 fn second_term_bias_residual_alpha_and_add() {
-    let depths = [
-        (172, 16, Write::Set),
-        (65, 3, Write::Add),
-        (0, 8, Write::Set),
-        (0, 0, Write::Add),
-    ];
+    let depths =
+        [(172, 16, Write::Set), (65, 3, Write::Add), (0, 8, Write::Set), (0, 0, Write::Add)];
     let devices = devices();
     for dtype in [Dtype::Bf16, Dtype::F32, Dtype::F64] {
         for right in [Right::Dense(dtype), Right::NestedFp4] {
             for form in FORMS {
                 for (k, k2, write) in depths {
                     let (m, n, epilogue) = (29, 70, true);
-                    let case = Case {
-                        form,
-                        m,
-                        n,
-                        k,
-                        k2,
-                        epilogue,
-                        write,
-                        ..PLAIN
-                    };
-                    Case {
-                        left: dtype,
-                        right,
-                        out: dtype,
-                        ..case
-                    }
-                    .check(&devices);
+                    let case = Case { form, m, n, k, k2, epilogue, write, ..PLAIN };
+                    Case { left: dtype, right, out: dtype, ..case }.check(&devices);
                 }
             }
         }
@@ -112,26 +84,8 @@ fn second_term_bias_residual_alpha_and_add() {
 #[test]
 fn no_rows_and_no_columns_are_nothing_to_do() {
     for (_, device) in devices() {
-        assert_eq!(
-            Case {
-                m: 0,
-                n: 5,
-                k: 7,
-                ..PLAIN
-            }
-            .run(&device),
-            Vec::<f64>::new()
-        );
-        assert_eq!(
-            Case {
-                m: 5,
-                n: 0,
-                k: 7,
-                ..PLAIN
-            }
-            .run(&device),
-            Vec::<f64>::new()
-        );
+        assert_eq!(Case { m: 0, n: 5, k: 7, ..PLAIN }.run(&device), Vec::<f64>::new());
+        assert_eq!(Case { m: 5, n: 0, k: 7, ..PLAIN }.run(&device), Vec::<f64>::new());
     }
 }
 
@@ -140,21 +94,10 @@ fn the_count_of_threads_changes_no_bit() {
     for simd in Simd::available() {
         for form in FORMS {
             for right in [Right::Dense(Dtype::F32), Right::Nf4] {
-                let case = Case {
-                    form,
-                    m: 300,
-                    n: 70,
-                    k: 600,
-                    right,
-                    ..PLAIN
-                };
+                let case = Case { form, m: 300, n: 70, k: 600, right, ..PLAIN };
                 let results = [1, 2, 3, 8].map(|threads| {
                     let device = Device::cpu_with(threads, simd, Dtype::Bf16, u64::MAX);
-                    Case {
-                        out: Dtype::F32,
-                        ..case
-                    }
-                    .run(&device)
+                    Case { out: Dtype::F32, ..case }.run(&device)
                 });
                 for other in &results[1..] {
                     assert!(*other == results[0], "{case:?} on {simd:?}");
@@ -168,44 +111,21 @@ fn the_count_of_threads_changes_no_bit() {
 fn the_other_rows_of_a_batch_change_no_bit() {
     for (simd, device) in devices() {
         for dtype in [Dtype::Bf16, Dtype::F32] {
-            let case = Case {
-                form: Form::Nn,
-                m: 801,
-                n: 33,
-                k: 1100,
-                ..PLAIN
-            };
-            let case = Case {
-                left: dtype,
-                right: Right::Nf4,
-                ..case
-            };
+            let case = Case { form: Form::Nn, m: 801, n: 33, k: 1100, ..PLAIN };
+            let case = Case { left: dtype, right: Right::Nf4, ..case };
             let factors = Factors::new(&device, &case, case.k, 1);
             let rows = |range: std::ops::Range<usize>| {
                 let mut out = Matrix::new(&device, Dtype::F32, range.len(), case.n, 2);
                 let left = factors.left.view().rows(range);
-                let terms = [Term {
-                    left,
-                    ..factors.term()
-                }];
+                let terms = [Term { left, ..factors.term() }];
                 let epilogue = Epilogue::default();
-                matmul(
-                    &device,
-                    case.form,
-                    &terms,
-                    epilogue,
-                    out.view_mut(),
-                    Write::Set,
-                );
+                matmul(&device, case.form, &terms, epilogue, out.view_mut(), Write::Set);
                 out.read(&device)
             };
             let all = rows(0..case.m);
             for part in [0..1, 5..17, 40..141, 790..801, 100..801] {
                 let expected = &all[part.start * case.n..part.end * case.n];
-                assert!(
-                    rows(part.clone()) == expected,
-                    "{dtype:?} rows {part:?} on {simd:?}"
-                );
+                assert!(rows(part.clone()) == expected, "{dtype:?} rows {part:?} on {simd:?}");
             }
         }
     }
@@ -214,17 +134,7 @@ fn the_other_rows_of_a_batch_change_no_bit() {
 #[test]
 fn a_plan_books_the_scratch_that_a_run_takes() {
     let run = |device: &Device| -> Report {
-        Call::new(
-            device,
-            Case {
-                m: 700,
-                n: 70,
-                k: 600,
-                k2: 5,
-                ..PLAIN
-            },
-        )
-        .run(device);
+        Call::new(device, Case { m: 700, n: 70, k: 600, k2: 5, ..PLAIN }).run(device);
         device.report()
     };
     let planned = run(&Device::plan(3, Dtype::Bf16, u64::MAX));
@@ -240,16 +150,6 @@ fn shapes_that_do_not_agree_are_refused() {
     let device = Device::cpu(1, Dtype::F32, u64::MAX);
     let [left, right] = [(2, 5), (3, 4)].map(|(m, n)| Matrix::new(&device, Dtype::F32, m, n, 1));
     let mut out = Matrix::new(&device, Dtype::F32, 2, 3, 1);
-    let terms = [Term {
-        left: left.view(),
-        right: right.view().into(),
-    }];
-    matmul(
-        &device,
-        Form::Nt,
-        &terms,
-        Epilogue::default(),
-        out.view_mut(),
-        Write::Set,
-    );
+    let terms = [Term { left: left.view(), right: right.view().into() }];
+    matmul(&device, Form::Nt, &terms, Epilogue::default(), out.view_mut(), Write::Set);
 }

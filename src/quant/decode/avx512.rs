@@ -22,12 +22,7 @@ pub(super) fn decode_bf16(
         let scaled = round_to_bf16(_mm512_mul_ps(values, _mm512_set1_ps(scale)));
         // Twice the sixteen values: the permutation reads five bits, of which the fifth is noise.
         let table = _mm512_broadcast_i64x4(_mm512_cvtepi32_epi16(scaled));
-        for (bytes, out) in bytes
-            .as_chunks::<16>()
-            .0
-            .iter()
-            .zip(out.as_chunks_mut::<32>().0)
-        {
+        for (bytes, out) in bytes.as_chunks::<16>().0.iter().zip(out.as_chunks_mut::<32>().0) {
             // SAFETY: 16 bytes are read from an array of 16.
             let bytes = unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) };
             let wide = _mm512_cvtepu8_epi32(bytes);
@@ -52,12 +47,7 @@ pub(super) fn decode_f32(
     let values = codebook(kind);
     by_blocks(kind, codes, scale_of, start, out, |bytes, scale, out| {
         let table = _mm512_mul_ps(values, _mm512_set1_ps(scale));
-        for (bytes, out) in bytes
-            .as_chunks::<8>()
-            .0
-            .iter()
-            .zip(out.as_chunks_mut::<16>().0)
-        {
+        for (bytes, out) in bytes.as_chunks::<8>().0.iter().zip(out.as_chunks_mut::<16>().0) {
             let wide = _mm512_cvtepu8_epi64(_mm_set_epi64x(0, i64::from_le_bytes(*bytes)));
             let codes =
                 _mm512_or_si512(_mm512_srli_epi64::<4>(wide), _mm512_slli_epi64::<32>(wide));
@@ -85,11 +75,7 @@ fn by_blocks<E: Element>(
     }
     let (blocks, tail) = rest.as_chunks_mut::<BLOCK>();
     let mut block = run.first_whole;
-    let bytes = codes
-        .as_chunks::<BLOCK_BYTES>()
-        .0
-        .get(block..)
-        .unwrap_or_default();
+    let bytes = codes.as_chunks::<BLOCK_BYTES>().0.get(block..).unwrap_or_default();
     for (bytes, values) in bytes.iter().zip(blocks) {
         whole(bytes, scale_of(block), values);
         block += 1;

@@ -28,13 +28,7 @@ impl Matrix {
             Dtype::F32 => upload::<f32>(device, &values, &mut act),
             Dtype::F64 => upload::<f64>(device, &values, &mut act),
         }
-        Self {
-            act,
-            rows,
-            cols,
-            stride,
-            values,
-        }
+        Self { act, rows, cols, stride, values }
     }
 
     pub(super) fn view(&self) -> Mat<'_> {
@@ -42,9 +36,7 @@ impl Matrix {
     }
 
     pub(super) fn view_mut(&mut self) -> MatMut<'_> {
-        self.act
-            .view_mut(self.rows, self.stride)
-            .columns(0..self.cols)
+        self.act.view_mut(self.rows, self.stride).columns(0..self.cols)
     }
 
     fn at(&self, row: usize, col: usize) -> f64 {
@@ -76,10 +68,7 @@ fn rounded(dtype: Dtype, x: f64) -> f64 {
 }
 
 fn upload<E: Element>(device: &Device, values: &[f64], act: &mut Act) {
-    let numbers: Vec<E> = values
-        .iter()
-        .map(|x| E::from_real(Real::from_f64(*x)))
-        .collect();
+    let numbers: Vec<E> = values.iter().map(|x| E::from_real(Real::from_f64(*x))).collect();
     device.upload(bytemuck::cast_slice(&numbers), act.bytes_mut());
 }
 
@@ -117,9 +106,8 @@ impl Weight {
         let codes: Vec<u8> = bytes(quant::code_bytes(rows * cols), seed).collect();
         let plain: Vec<f32> = normal(seed, blocks).map(|x| (x / 4.0) as f32).collect();
         let absmax: Vec<u8> = bytes(blocks, seed + 1).collect();
-        let nested_absmax: Vec<f32> = normal(seed + 2, quant::nested_blocks(blocks))
-            .map(|x| x as f32)
-            .collect();
+        let nested_absmax: Vec<f32> =
+            normal(seed + 2, quant::nested_blocks(blocks)).map(|x| x as f32).collect();
         let map = quant::SIGNED.values();
         let scale = |b: usize| match nested {
             false => plain[b],
@@ -153,11 +141,7 @@ impl Weight {
             rows: self.rows,
             cols: self.cols,
             codes: &self.codes,
-            scales: if self.nested {
-                nested
-            } else {
-                Scales::Plain(&self.plain)
-            },
+            scales: if self.nested { nested } else { Scales::Plain(&self.plain) },
         })
     }
 }
@@ -215,11 +199,7 @@ impl Factors {
 
     /// The exact product at (i, j), its right operand rounded to `rounding` if in four bits.
     fn exact(&self, form: Form, rounding: Dtype, i: usize, j: usize) -> f64 {
-        let depth = if form == Form::Tn {
-            self.left.rows
-        } else {
-            self.left.cols
-        };
+        let depth = if form == Form::Tn { self.left.rows } else { self.left.cols };
         let right = |row: usize, col: usize| match (&self.dense, &self.weight) {
             (Some(dense), _) => dense.at(row, col),
             (_, weight) => {
@@ -327,9 +307,7 @@ impl Call {
             }
         };
         let rows = 0..self.case.m;
-        rows.flat_map(|i| (0..self.case.n).map(move |j| (i, j)))
-            .map(|(i, j)| at(i, j))
-            .collect()
+        rows.flat_map(|i| (0..self.case.n).map(move |j| (i, j))).map(|(i, j)| at(i, j)).collect()
     }
 }
 
