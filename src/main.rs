@@ -26,11 +26,7 @@ fn main() -> ExitCode {
 fn usage(page: &clap::Error) -> ExitCode {
     // Nobody is left to be told when this cannot be written.
     let _ = page.print();
-    if page.use_stderr() {
-        ExitCode::from(2)
-    } else {
-        ExitCode::SUCCESS
-    }
+    if page.use_stderr() { ExitCode::from(2) } else { ExitCode::SUCCESS }
 }
 
 fn failed(error: anyhow::Error) -> ExitCode {

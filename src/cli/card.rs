@@ -16,13 +16,7 @@ pub fn card(adapter: &AdapterConfig, summary: &Summary) -> String {
         TargetModules::Suffixes(names) => names.join(", "),
         TargetModules::Pattern(pattern) => pattern.clone(),
     };
-    let Summary {
-        steps,
-        epochs,
-        first_loss,
-        last_loss,
-        ..
-    } = summary;
+    let Summary { steps, epochs, first_loss, last_loss, .. } = summary;
     format!(
         "---\n\
          base_model: {quoted}\n\

@@ -29,16 +29,11 @@ pub fn matches(mut program: Command, typed: Vec<OsString>) -> Result<ArgMatches,
     let (command, of_command) = match matches.subcommand() {
         None => (program, &matches),
         Some((name, of_command)) => {
-            let command = program
-                .find_subcommand(name)
-                .expect("the parser knows its commands");
+            let command = program.find_subcommand(name).expect("the parser knows its commands");
             (command, of_command)
         }
     };
-    let path = of_command
-        .try_get_one::<std::path::PathBuf>("config")
-        .ok()
-        .flatten();
+    let path = of_command.try_get_one::<std::path::PathBuf>("config").ok().flatten();
     let Some(path) = path.cloned() else {
         return Ok(matches);
     };
@@ -65,9 +60,7 @@ pub fn matches(mut program: Command, typed: Vec<OsString>) -> Result<ArgMatches,
 fn read(path: &Path) -> Result<Table, Error> {
     let text = read_text(path, LARGEST)?;
     text.parse().map_err(|error: toml::de::Error| {
-        let before = error
-            .span()
-            .map_or("", |span| text.get(..span.start).unwrap_or(""));
+        let before = error.span().map_or("", |span| text.get(..span.start).unwrap_or(""));
         let line = 1 + before.matches('\n').count();
         let what = format!("not valid TOML: {}", error.message());
         Error::input(Place::file(path).line(line), what)
@@ -87,21 +80,14 @@ struct Line {
 impl Line {
     fn new(mut typed: Vec<OsString>, has_command: bool) -> Self {
         let rest = typed.split_off(1 + usize::from(has_command));
-        Self {
-            front: typed,
-            flags: Vec::new(),
-            typed: rest,
-            positionals: Vec::new(),
-        }
+        Self { front: typed, flags: Vec::new(), typed: rest, positionals: Vec::new() }
     }
 
     fn add(&mut self, arg: &Arg, arguments: Vec<String>) {
         let arguments = arguments.into_iter().map(OsString::from);
         match arg.get_index() {
             None => self.flags.extend(arguments),
-            Some(place) => self
-                .positionals
-                .extend(arguments.map(|argument| (place, argument))),
+            Some(place) => self.positionals.extend(arguments.map(|argument| (place, argument))),
         }
         self.positionals.sort_by_key(|(place, _)| *place);
     }
@@ -112,16 +98,8 @@ impl Line {
             true => None,
             false => Some(OsString::from("--")),
         };
-        let parts = self
-            .front
-            .iter()
-            .chain(&self.flags)
-            .chain(&self.typed)
-            .chain(&separator);
-        parts
-            .chain(self.positionals.iter().map(|(_, argument)| argument))
-            .cloned()
-            .collect()
+        let parts = self.front.iter().chain(&self.flags).chain(&self.typed).chain(&separator);
+        parts.chain(self.positionals.iter().map(|(_, argument)| argument)).cloned().collect()
     }
 }
 
@@ -136,9 +114,7 @@ fn find<'a>(command: &'a Command, key: &str) -> Option<&'a Arg> {
     let meant = command.get_arguments().find(named).or_else(|| {
         // `shuffle = false` is `--no-shuffle`.
         let negated = format!("no-{long}");
-        command
-            .get_arguments()
-            .find(|arg| arg.get_long() == Some(&negated))
+        command.get_arguments().find(|arg| arg.get_long() == Some(&negated))
     });
     meant.filter(|arg| !["config", "help", "version", "json"].contains(&arg.get_id().as_str()))
 }
@@ -156,14 +132,8 @@ fn arguments(arg: &Arg, key: &str, value: &Value) -> Result<Vec<String>, String>
     }
     let texts = texts(arg, value)?;
     match arg.get_value_delimiter() {
-        Some(delimiter) => Ok(vec![format!(
-            "--{long}={}",
-            texts.join(&delimiter.to_string())
-        )]),
-        None => Ok(texts
-            .iter()
-            .map(|text| format!("--{long}={text}"))
-            .collect()),
+        Some(delimiter) => Ok(vec![format!("--{long}={}", texts.join(&delimiter.to_string()))]),
+        None => Ok(texts.iter().map(|text| format!("--{long}={text}")).collect()),
     }
 }
 
@@ -190,9 +160,7 @@ fn texts(arg: &Arg, value: &Value) -> Result<Vec<String>, String> {
 
 fn text(arg: &Arg, value: &Value) -> Result<String, String> {
     let kind = arg.get_value_parser().type_id();
-    let whole = [TypeId::of::<usize>(), TypeId::of::<u64>()]
-        .iter()
-        .any(|id| kind == *id);
+    let whole = [TypeId::of::<usize>(), TypeId::of::<u64>()].iter().any(|id| kind == *id);
     match value {
         Value::Integer(number) if whole || kind == TypeId::of::<f64>() => Ok(number.to_string()),
         Value::Integer(number) if arg.get_id() == "memory_budget" => Ok(number.to_string()),
@@ -218,17 +186,12 @@ fn wrong_kind(value: &Value, expected: &str) -> String {
 }
 
 fn unknown(command: &Command, key: &str) -> String {
-    let known = command
-        .get_arguments()
-        .filter_map(|arg| arg.get_long().map(str::to_owned));
+    let known = command.get_arguments().filter_map(|arg| arg.get_long().map(str::to_owned));
     let known = known.map(|long| long.replace('-', "_"));
     let nearest = known.map(|name| (distance(&name, key), name)).min();
     match nearest.filter(|(distance, name)| *distance <= name.len() / 3 + 1) {
         Some((_, name)) => format!("no such setting; did you mean {name}?"),
-        None => format!(
-            "no such setting: {} is no flag",
-            escape(&key.replace('_', "-"))
-        ),
+        None => format!("no such setting: {} is no flag", escape(&key.replace('_', "-"))),
     }
 }
 
@@ -252,10 +215,7 @@ fn reason(error: &clap::Error) -> String {
     let text = error.render().to_string();
     let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
     let told = lines.take_while(|line| !line.starts_with("For more information"));
-    let told = told
-        .filter(|line| !line.starts_with("Usage:"))
-        .collect::<Vec<_>>()
-        .join(" ");
+    let told = told.filter(|line| !line.starts_with("Usage:")).collect::<Vec<_>>().join(" ");
     told.strip_prefix("error: ").unwrap_or(&told).to_owned()
 }
 

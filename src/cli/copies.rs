@@ -25,9 +25,7 @@ const TOKENIZER: [&str; 9] = [
 /// # Errors
 /// A file cannot be read or written.
 pub fn tokenizer(model: &ModelFiles, mut place: impl FnMut(&str) -> PathBuf) -> Result<(), Error> {
-    TOKENIZER
-        .iter()
-        .try_for_each(|name| copy(model, name, &mut place))
+    TOKENIZER.iter().try_for_each(|name| copy(model, name, &mut place))
 }
 
 /// Copies everything around the weights but `config.json`: a whole model folder results.
@@ -36,9 +34,7 @@ pub fn tokenizer(model: &ModelFiles, mut place: impl FnMut(&str) -> PathBuf) -> 
 /// As [`tokenizer`].
 pub fn around_weights(model: &ModelFiles, folder: &mut OutputFolder) -> Result<(), Error> {
     tokenizer(model, |name| folder.file(name))?;
-    copy(model, "generation_config.json", &mut |name| {
-        folder.file(name)
-    })
+    copy(model, "generation_config.json", &mut |name| folder.file(name))
 }
 
 fn copy(

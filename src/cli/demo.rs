@@ -27,26 +27,11 @@ pub struct DemoArgs {
 
 /// The files, by their path in the folder.
 const FILES: [(&str, &[u8]); 7] = [
-    (
-        "model/config.json",
-        include_bytes!("../demo/model/config.json"),
-    ),
-    (
-        "model/generation_config.json",
-        include_bytes!("../demo/model/generation_config.json"),
-    ),
-    (
-        "model/model.safetensors",
-        include_bytes!("../demo/model/model.safetensors"),
-    ),
-    (
-        "model/tokenizer.json",
-        include_bytes!("../demo/model/tokenizer.json"),
-    ),
-    (
-        "model/tokenizer_config.json",
-        include_bytes!("../demo/model/tokenizer_config.json"),
-    ),
+    ("model/config.json", include_bytes!("../demo/model/config.json")),
+    ("model/generation_config.json", include_bytes!("../demo/model/generation_config.json")),
+    ("model/model.safetensors", include_bytes!("../demo/model/model.safetensors")),
+    ("model/tokenizer.json", include_bytes!("../demo/model/tokenizer.json")),
+    ("model/tokenizer_config.json", include_bytes!("../demo/model/tokenizer_config.json")),
     ("train.jsonl", include_bytes!("../demo/train.jsonl")),
     ("valid.jsonl", VALID),
 ];
@@ -69,26 +54,15 @@ pub fn run(args: &DemoArgs) -> anyhow::Result<()> {
     let folder = Folder::unpack(args)?;
     let stories = stories(&folder.path)?;
     output::result("What the model writes before it has learned anything new:\n")?;
-    stories
-        .iter()
-        .try_for_each(|story| show(story, &folder, None))?;
+    stories.iter().try_for_each(|story| show(story, &folder, None))?;
     let (model, train) = (folder.file("model"), folder.file("train.jsonl"));
     let (valid, adapter) = (folder.file("valid.jsonl"), folder.file("adapter"));
     output::note("Now it learns to write cards:\n");
-    let mut words = vec![
-        &*model,
-        &train,
-        "--eval-data",
-        &valid,
-        "--output-dir",
-        &adapter,
-    ];
+    let mut words = vec![&*model, &train, "--eval-data", &valid, "--output-dir", &adapter];
     words.extend(RECIPE.split_whitespace());
     command(&words)?;
     output::result("\nAnd what it writes now, for stories that it has never seen:\n")?;
-    stories
-        .iter()
-        .try_for_each(|story| show(story, &folder, Some(&adapter)))?;
+    stories.iter().try_for_each(|story| show(story, &folder, Some(&adapter)))?;
     folder.tell()
 }
 
@@ -116,14 +90,7 @@ fn stories(folder: &Path) -> Result<Vec<Story>, Error> {
 fn show(story: &Story, folder: &Folder, adapter: Option<&str>) -> anyhow::Result<()> {
     output::result(format_args!("> {}", story.text))?;
     let (model, messages) = (folder.file("model"), story.messages.display().to_string());
-    let mut words = vec![
-        "generate",
-        &model,
-        "--messages",
-        &messages,
-        "--max-new-tokens",
-        "60",
-    ];
+    let mut words = vec!["generate", &model, "--messages", &messages, "--max-new-tokens", "60"];
     words.extend(adapter.iter().flat_map(|adapter| ["--adapter", adapter]));
     command(&words)?;
     output::result("")

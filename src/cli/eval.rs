@@ -63,20 +63,11 @@ pub fn run(args: &EvalArgs) -> anyhow::Result<()> {
     let machine = args.device.machine()?;
     let missing = || Error::input(Place::flag("MODEL"), "missing: give a model and data");
     let opened = open(args.model.as_deref().ok_or_else(missing)?)?;
-    let adapters = args
-        .adapter
-        .iter()
-        .map(|folder| read(folder))
-        .collect::<Result<Vec<_>, _>>()?;
+    let adapters = args.adapter.iter().map(|folder| read(folder)).collect::<Result<Vec<_>, _>>()?;
     let (data, seq_len) = load_data(args, &opened)?;
     let device = machine.open();
     let quantization = args.base.quantization();
-    let mut decoder = load(
-        &device,
-        opened.config.clone(),
-        Some(&opened.weights),
-        quantization,
-    )?;
+    let mut decoder = load(&device, opened.config.clone(), Some(&opened.weights), quantization)?;
     let mut results = Vec::new();
     if adapters.is_empty() {
         let (result, _) = evaluate_one(&device, decoder, None, &data, seq_len)?;
@@ -104,17 +95,10 @@ fn read(folder: &Path) -> Result<(Adapter, &Path), Error> {
 fn load_data(args: &EvalArgs, opened: &Opened) -> Result<(Dataset, usize), Error> {
     let date = args.data_flags.date.unwrap_or_else(Date::today);
     let tokenizer = opened.tokenizer(date.moment())?;
-    let seq_len = args
-        .data_flags
-        .seq_len
-        .unwrap_or_else(|| opened.usual_length());
+    let seq_len = args.data_flags.seq_len.unwrap_or_else(|| opened.usual_length());
     tell_length(seq_len, opened);
     let train_on = args.data_flags.train_on.train_on();
-    let policy = Policy {
-        seq_len,
-        vocab_size: opened.config.vocab,
-        train_on,
-    };
+    let policy = Policy { seq_len, vocab_size: opened.config.vocab, train_on };
     let data = told::load(&args.data, opened, tokenizer.as_ref(), &policy)?;
     told::tell("data", &data.report, tokenizer.as_ref());
     Ok((data, seq_len))
@@ -145,10 +129,7 @@ fn evaluate_one(
 }
 
 fn detach(decoder: &mut Decoder) {
-    let linears = decoder
-        .layers
-        .iter_mut()
-        .flat_map(|block| block.linears_mut());
+    let linears = decoder.layers.iter_mut().flat_map(|block| block.linears_mut());
     linears.for_each(|linear| linear.lora = None);
 }
 
@@ -183,10 +164,7 @@ fn as_table(results: &[(Option<&Path>, Evaluation)]) -> String {
     let name = |adapter: &Option<&Path>| {
         adapter.map_or("base".to_owned(), |folder| folder.display().to_string())
     };
-    let width = results
-        .iter()
-        .map(|(adapter, _)| name(adapter).chars().count())
-        .max();
+    let width = results.iter().map(|(adapter, _)| name(adapter).chars().count()).max();
     let width = width.unwrap_or(0).max("adapter".len());
     let mut lines = vec![format!(
         "{:width$}  {:>10}  {:>12}  {:>10}",

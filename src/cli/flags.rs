@@ -299,7 +299,5 @@ pub struct TrainFlags {
 
 /// How a value of a closed list is written.
 pub fn spelled(value: impl ValueEnum) -> String {
-    value
-        .to_possible_value()
-        .map_or_else(String::new, |value| value.get_name().to_owned())
+    value.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
 }

@@ -82,9 +82,7 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<()> {
     let most = room(args, &opened, prompt.len())?;
     let mut session = load_session(args, &opened, &machine, prompt.len(), most)?;
     let mut writer = Writer::new(args, &opened, tokenizer.as_ref(), &prompt)?;
-    let written = generate(&mut session, &prompt, &sampling(args), most, |id| {
-        writer.take(id)
-    });
+    let written = generate(&mut session, &prompt, &sampling(args), most, |id| writer.take(id));
     if let Some(error) = writer.failure.take() {
         return Err(error);
     }
@@ -92,11 +90,7 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<()> {
 }
 
 fn sampling(args: &GenerateArgs) -> Sampling {
-    Sampling {
-        temperature: args.temperature,
-        top_p: args.top_p,
-        seed: args.seed,
-    }
+    Sampling { temperature: args.temperature, top_p: args.top_p, seed: args.seed }
 }
 
 /// The ids of the prompt, made as training makes them.
@@ -126,23 +120,13 @@ fn prompt(
     let ids = tokenizer.encode(&text, Special::Add)?.ids;
     match ids.is_empty() {
         false => Ok(ids),
-        true => Err(Error::input(
-            Place::flag("--prompt"),
-            "is empty: give at least one token",
-        )),
+        true => Err(Error::input(Place::flag("--prompt"), "is empty: give at least one token")),
     }
 }
 
 fn no_tokenizer(opened: &Opened) -> Error {
-    let advice = opened
-        .files
-        .tokenizer()
-        .err()
-        .map_or(String::new(), |error| error.to_string());
-    Error::input(
-        Place::flag("--prompt"),
-        format!("needs a tokenizer, or --prompt-ids: {advice}"),
-    )
+    let advice = opened.files.tokenizer().err().map_or(String::new(), |error| error.to_string());
+    Error::input(Place::flag("--prompt"), format!("needs a tokenizer, or --prompt-ids: {advice}"))
 }
 
 /// The conversation in the file, with the words that ask the model for its turn.
@@ -158,10 +142,7 @@ fn conversation(path: &Path, tokenizer: &Tokenizer) -> Result<String, Error> {
         Value::Object(object) => match object.get("messages") {
             Some(Value::Array(messages)) => (messages, object.get("tools")),
             _ => {
-                return Err(Error::input(
-                    Place::file(path).field("messages"),
-                    "expected a list",
-                ));
+                return Err(Error::input(Place::file(path).field("messages"), "expected a list"));
             }
         },
         other => {
@@ -208,19 +189,12 @@ fn load_session(
     prompt: usize,
     most: usize,
 ) -> Result<Session, Error> {
-    let adapter = args
-        .adapter
-        .as_deref()
-        .map(|folder| Ok::<_, Error>((Adapter::read(folder)?, folder)));
+    let adapter =
+        args.adapter.as_deref().map(|folder| Ok::<_, Error>((Adapter::read(folder)?, folder)));
     let adapter = adapter.transpose()?;
     let device = machine.open();
     let quantization = args.base.quantization();
-    let mut decoder = load(
-        &device,
-        opened.config.clone(),
-        Some(&opened.weights),
-        quantization,
-    )?;
+    let mut decoder = load(&device, opened.config.clone(), Some(&opened.weights), quantization)?;
     let index = match &adapter {
         None => Index::default(),
         Some((adapter, folder)) => {
@@ -253,16 +227,8 @@ impl<'a> Writer<'a> {
     ) -> Result<Self, Error> {
         let mut stop = opened.config.eos.clone();
         stop.extend(tokenizer.map_or(&[][..], Tokenizer::stop));
-        let stream = tokenizer
-            .map(|tokenizer| tokenizer.stream(prompt))
-            .transpose()?;
-        Ok(Self {
-            stream,
-            stop,
-            text: String::new(),
-            shown: !args.json,
-            failure: None,
-        })
+        let stream = tokenizer.map(|tokenizer| tokenizer.stream(prompt)).transpose()?;
+        Ok(Self { stream, stop, text: String::new(), shown: !args.json, failure: None })
     }
 
     fn take(&mut self, id: u32) -> Result<ControlFlow<()>, Error> {

@@ -40,10 +40,7 @@ pub fn identity(opened: &Opened, examples: &[Example], settings: &str) -> Result
     let (model, data) = (model(opened)?, data(examples));
     let mut of_settings = Digest::new();
     of_settings.part(settings.as_bytes());
-    Ok(format!(
-        "model {model:016x}, data {data:016x}, settings {:016x}",
-        of_settings.0
-    ))
+    Ok(format!("model {model:016x}, data {data:016x}, settings {:016x}", of_settings.0))
 }
 
 fn model(opened: &Opened) -> Result<u64, Error> {
@@ -59,21 +56,14 @@ fn model(opened: &Opened) -> Result<u64, Error> {
 }
 
 fn name(path: &Path) -> String {
-    path.file_name()
-        .unwrap_or_default()
-        .to_string_lossy()
-        .into_owned()
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
 fn data(examples: &[Example]) -> u64 {
     let mut digest = Digest::new();
     for example in examples {
         digest.part(bytemuck::cast_slice(&example.tokens));
-        let targets: Vec<u8> = example
-            .supervised
-            .iter()
-            .map(|target| u8::from(*target))
-            .collect();
+        let targets: Vec<u8> = example.supervised.iter().map(|target| u8::from(*target)).collect();
         digest.part(&targets);
     }
     digest.0

@@ -49,11 +49,7 @@ pub fn run(args: &InspectArgs) -> anyhow::Result<()> {
     let seq_len = args.flags.seq_len.unwrap_or_else(|| opened.usual_length());
     tell_length(seq_len, &opened);
     let train_on = args.flags.train_on.train_on();
-    let policy = Policy {
-        seq_len,
-        vocab_size: opened.config.vocab,
-        train_on,
-    };
+    let policy = Policy { seq_len, vocab_size: opened.config.vocab, train_on };
     let data = told::load(&args.data, &opened, tokenizer.as_ref(), &policy)?;
     if args.json {
         return output::json(&as_json(args, &data, tokenizer.as_ref()));
@@ -73,11 +69,7 @@ fn show(
     colour: bool,
 ) -> anyhow::Result<()> {
     let tokens = explain(example, tokenizer);
-    let text = if colour {
-        coloured(&tokens)
-    } else {
-        told::marked(&tokens)
-    };
+    let text = if colour { coloured(&tokens) } else { told::marked(&tokens) };
     output::result(format_args!(
         "{}: {} tokens, {} supervised\n{text}",
         told::place(&args.data, example),
@@ -115,9 +107,7 @@ fn as_json(args: &InspectArgs, data: &Dataset, tokenizer: Option<&Tokenizer>) ->
 
 fn totals(report: &DataReport) -> Value {
     let dropped = report.dropped.iter();
-    let dropped: Vec<_> = dropped
-        .map(|(place, why)| format!("{place}: {why}"))
-        .collect();
+    let dropped: Vec<_> = dropped.map(|(place, why)| format!("{place}: {why}")).collect();
     json!({
         "records": report.records,
         "sequences": report.examples,

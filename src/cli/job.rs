@@ -51,11 +51,7 @@ impl MethodFlags {
         };
         let adapter = Adapter::read(folder)?;
         self.refuse_contradiction(&adapter, folder)?;
-        Ok(Source::From {
-            adapter,
-            folder: folder.clone(),
-            dropout: self.lora_dropout,
-        })
+        Ok(Source::From { adapter, folder: folder.clone(), dropout: self.lora_dropout })
     }
 
     fn settings(&self) -> Result<lora::Settings, Error> {
@@ -82,11 +78,7 @@ impl MethodFlags {
             Some(("--lora-r", config.rank.to_string()))
         } else if self.lora_alpha.is_some_and(|alpha| alpha != config.alpha) {
             Some(("--lora-alpha", config.alpha.to_string()))
-        } else if self
-            .target_modules
-            .as_ref()
-            .is_some_and(|t| !names_same(t, config))
-        {
+        } else if self.target_modules.as_ref().is_some_and(|t| !names_same(t, config)) {
             Some(("--target-modules", "modules of its own".to_owned()))
         } else {
             None
@@ -119,24 +111,15 @@ impl Source {
     pub fn method(&self) -> Method<'_> {
         match self {
             Self::New(settings) => Method::Lora(settings),
-            Self::From {
-                adapter,
-                folder,
-                dropout,
-            } => Method::Adapter {
-                adapter,
-                folder,
-                dropout: *dropout,
-            },
+            Self::From { adapter, folder, dropout } => {
+                Method::Adapter { adapter, folder, dropout: *dropout }
+            }
         }
     }
 
     /// Says what an adapter holds that is not understood.
     pub fn tell(&self) {
-        if let Self::From {
-            adapter, folder, ..
-        } = self
-        {
+        if let Self::From { adapter, folder, .. } = self {
             tell_unknown(adapter, folder);
         }
     }
@@ -146,10 +129,7 @@ impl Source {
 pub fn tell_unknown(adapter: &Adapter, folder: &Path) {
     if !adapter.config.unknown.is_empty() {
         let keys = adapter.config.unknown.join(", ");
-        output::warn(format_args!(
-            "{}: keys not understood: {keys}",
-            folder.display()
-        ));
+        output::warn(format_args!("{}: keys not understood: {keys}", folder.display()));
     }
 }
 
@@ -170,11 +150,7 @@ impl BatchFlags {
 
     /// Whether a row holds several records. Of `--packing` and `--no-packing` the last one wins.
     pub fn packing(&self) -> Packing {
-        if self.no_packing {
-            Packing::Off
-        } else {
-            Packing::On
-        }
+        if self.no_packing { Packing::Off } else { Packing::On }
     }
 
     /// How long the run is.
@@ -193,11 +169,7 @@ impl BatchFlags {
             Packing::On => self.batch_size * (seq_len / 2),
             Packing::Off => self.batch_size,
         };
-        Limits {
-            tokens,
-            sequences,
-            targets: tokens - self.batch_size,
-        }
+        Limits { tokens, sequences, targets: tokens - self.batch_size }
     }
 }
 

@@ -33,15 +33,11 @@ impl DeviceFlags {
         }
         let threads = self.threads.unwrap_or_else(cores);
         // Only the first call of a process sets the pool; `demo` makes several with equal flags.
-        let _ = rayon::ThreadPoolBuilder::new()
-            .num_threads(threads)
-            .build_global();
+        let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
         Ok(Machine {
             threads,
             dtype: self.dtype.dtype(),
-            budget: self
-                .memory_budget
-                .map_or_else(available_memory, |bytes| bytes.0),
+            budget: self.memory_budget.map_or_else(available_memory, |bytes| bytes.0),
         })
     }
 }
@@ -64,9 +60,7 @@ impl Machine {
             Dtype::F64 => "f64",
         };
         let threads = self.threads;
-        output::note(format_args!(
-            "device: cpu{why}, {threads} threads, {dtype} activations"
-        ));
+        output::note(format_args!("device: cpu{why}, {threads} threads, {dtype} activations"));
     }
 }
 
@@ -80,9 +74,7 @@ pub fn available_memory() -> u64 {
     let mut system = System::new();
     system.refresh_memory();
     let free = system.available_memory();
-    system
-        .cgroup_limits()
-        .map_or(free, |limits| free.min(limits.free_memory))
+    system.cgroup_limits().map_or(free, |limits| free.min(limits.free_memory))
 }
 
 /// Bytes of memory that this machine has.

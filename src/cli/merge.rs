@@ -66,10 +66,7 @@ pub fn run(args: &MergeArgs) -> anyhow::Result<()> {
     args.device.machine()?;
     let missing = |name: &str| Error::input(Place::flag(name), "missing");
     let opened = open(args.model.as_deref().ok_or_else(|| missing("MODEL"))?)?;
-    let adapter_folder = args
-        .adapter
-        .as_deref()
-        .ok_or_else(|| missing("--adapter"))?;
+    let adapter_folder = args.adapter.as_deref().ok_or_else(|| missing("--adapter"))?;
     let path = args.output.as_deref().ok_or_else(|| missing("--output"))?;
     let adapter = Adapter::read(adapter_folder)?;
     tell_unknown(&adapter, adapter_folder);
@@ -104,10 +101,7 @@ fn shapes(
     lora::attach_adapter(&mut decoder, adapter, folder, 0.0)?;
     let linears = decoder.layers.iter().flat_map(|block| block.linears());
     let named = |linear: &qlora_train::model::linear::Linear| {
-        (
-            linear.name.clone(),
-            [linear.weight.rows, linear.weight.cols],
-        )
+        (linear.name.clone(), [linear.weight.rows, linear.weight.cols])
     };
     Ok(linears.map(named).collect())
 }
@@ -162,21 +156,15 @@ impl Merge<'_> {
     }
 
     fn shape(&self, name: &str) -> Result<Vec<usize>, Error> {
-        Ok(
-            match name
-                .strip_suffix(".weight")
-                .and_then(|module| self.shapes.get(module))
-            {
-                Some(shape) => shape.to_vec(),
-                None => self.opened.weights.tensor(name)?.shape.to_vec(),
-            },
-        )
+        Ok(match name.strip_suffix(".weight").and_then(|module| self.shapes.get(module)) {
+            Some(shape) => shape.to_vec(),
+            None => self.opened.weights.tensor(name)?.shape.to_vec(),
+        })
     }
 
     fn merged(&self, name: &str, loss: &mut Loss) -> Result<Vec<bf16>, Error> {
-        let module = name
-            .strip_suffix(".weight")
-            .filter(|module| self.shapes.contains_key(*module));
+        let module =
+            name.strip_suffix(".weight").filter(|module| self.shapes.contains_key(*module));
         let Some(module) = module else {
             let values = self.opened.weights.tensor(name)?.finite_f32()?;
             return Ok(values.into_iter().map(bf16::from_f32).collect());
@@ -202,12 +190,7 @@ impl Merge<'_> {
         let mut values = vec![0.0; tensor.elements()];
         match form {
             ScaleForm::Plain => {
-                decode(
-                    kind,
-                    &encoded.codes,
-                    |block| encoded.scales[block],
-                    &mut values,
-                );
+                decode(kind, &encoded.codes, |block| encoded.scales[block], &mut values);
             }
             ScaleForm::Nested => {
                 let nested = NestedScales::of(&encoded.scales);
@@ -228,24 +211,10 @@ fn decode_stored(stored: &FourBit) -> Vec<f32> {
     match &stored.scales {
         Scales::Plain(bytes) => {
             let scales: &[[u8; 4]] = bytes.as_chunks().0;
-            decode(
-                kind,
-                &stored.codes,
-                |block| f32::from_le_bytes(scales[block]),
-                &mut values,
-            );
+            decode(kind, &stored.codes, |block| f32::from_le_bytes(scales[block]), &mut values);
         }
-        Scales::Nested {
-            absmax,
-            nested_absmax,
-            offset,
-        } => {
-            decode(
-                kind,
-                &stored.codes,
-                nested_scale(absmax, nested_absmax, *offset),
-                &mut values,
-            );
+        Scales::Nested { absmax, nested_absmax, offset } => {
+            decode(kind, &stored.codes, nested_scale(absmax, nested_absmax, *offset), &mut values);
         }
     }
     values
@@ -273,21 +242,13 @@ fn add_update(
     loss: &mut Loss,
 ) -> Vec<bf16> {
     let mut merged = vec![bf16::ZERO; base.len()];
-    let rows = merged
-        .par_chunks_mut(pair.inputs)
-        .zip(base.par_chunks(pair.inputs));
+    let rows = merged.par_chunks_mut(pair.inputs).zip(base.par_chunks(pair.inputs));
     let sums: Vec<_> = rows
         .enumerate()
         .map(|(row, (out, base))| {
             let mut update = vec![0.0f32; pair.inputs];
-            for (b, a) in pair.b[row * pair.rank..]
-                .iter()
-                .zip(pair.a.chunks_exact(pair.inputs))
-            {
-                update
-                    .iter_mut()
-                    .zip(a)
-                    .for_each(|(sum, a)| *sum += scale * b * a);
+            for (b, a) in pair.b[row * pair.rank..].iter().zip(pair.a.chunks_exact(pair.inputs)) {
+                update.iter_mut().zip(a).for_each(|(sum, a)| *sum += scale * b * a);
             }
             let mut sums = Sums::default();
             for ((out, base), update) in out.iter_mut().zip(base).zip(update) {
@@ -318,19 +279,12 @@ impl Sums {
     }
 
     fn plus(self, other: Self) -> Self {
-        Self {
-            update: self.update + other.update,
-            arrived: self.arrived + other.arrived,
-        }
+        Self { update: self.update + other.update, arrived: self.arrived + other.arrived }
     }
 
     /// The share of the update that is left, along its own direction.
     fn share(self) -> f64 {
-        if self.update == 0.0 {
-            1.0
-        } else {
-            self.arrived / self.update
-        }
+        if self.update == 0.0 { 1.0 } else { self.arrived / self.update }
     }
 }
 
@@ -348,11 +302,7 @@ const LOST: f64 = 0.5;
 impl Loss {
     fn add(&mut self, module: &str, sums: Sums) {
         self.all = self.all.plus(sums);
-        if self
-            .worst
-            .as_ref()
-            .is_none_or(|(_, share)| sums.share() < *share)
-        {
+        if self.worst.as_ref().is_none_or(|(_, share)| sums.share() < *share) {
             self.worst = Some((module.to_owned(), sums.share()));
         }
     }
@@ -379,11 +329,7 @@ impl Loss {
 fn config(opened: &Opened) -> Result<String, Error> {
     let mut config: Map<String, Value> = json::read_object(&opened.files.config)?;
     config.remove("quantization_config");
-    let key = if config.contains_key("dtype") {
-        "dtype"
-    } else {
-        "torch_dtype"
-    };
+    let key = if config.contains_key("dtype") { "dtype" } else { "torch_dtype" };
     config.insert(key.to_owned(), "bfloat16".into());
     Ok(format!("{:#}\n", Value::Object(config)))
 }

@@ -43,11 +43,9 @@ use qlora_train::Error;
 #[command(name = "qlora-train", version, max_term_width = 100)]
 #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 #[command(override_usage = "qlora-train MODEL DATA... [FLAGS]\n       qlora-train COMMAND ...")]
-#[command(
-    after_help = "The first word is a command or a MODEL; a model called like a command is \
+#[command(after_help = "The first word is a command or a MODEL; a model called like a command is \
                         written ./eval.\nMODEL is a .safetensors file, a Hugging Face folder, or \
-                        org/name in the local cache. DATA is .jsonl, .json or .txt."
-)]
+                        org/name in the local cache. DATA is .jsonl, .json or .txt.")]
 struct Cli {
     #[command(subcommand)]
     command: Option<Command>,
@@ -93,9 +91,7 @@ pub enum Refusal {
 pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Invocation, Refusal> {
     let arguments = arguments.into_iter().collect();
     let mut matches = config_file::matches(program(), arguments)?;
-    Cli::from_arg_matches_mut(&mut matches)
-        .map(Invocation)
-        .map_err(Refusal::Usage)
+    Cli::from_arg_matches_mut(&mut matches).map(Invocation).map_err(Refusal::Usage)
 }
 
 /// The commands with what holds for all flags: the last of several wins, and a number below zero is
@@ -103,12 +99,10 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Invocation
 fn program() -> clap::Command {
     fn lenient(command: clap::Command) -> clap::Command {
         let command = command.args_override_self(true);
-        command.mut_args(
-            |arg| match arg.get_action().takes_values() && !arg.is_positional() {
-                true => arg.allow_negative_numbers(true),
-                false => arg,
-            },
-        )
+        command.mut_args(|arg| match arg.get_action().takes_values() && !arg.is_positional() {
+            true => arg.allow_negative_numbers(true),
+            false => arg,
+        })
     }
     lenient(Cli::command()).mut_subcommands(lenient)
 }

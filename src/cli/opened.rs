@@ -31,12 +31,7 @@ pub fn open(name: &str) -> Result<Opened, Error> {
     let files = ModelFiles::resolve(name)?;
     let config = read_config(&files.config)?;
     let weights = Weights::open(&files.weights)?;
-    Ok(Opened {
-        name: name.to_owned(),
-        files,
-        config,
-        weights,
-    })
+    Ok(Opened { name: name.to_owned(), files, config, weights })
 }
 
 /// Reads the `config.json` at `path`.
@@ -73,9 +68,7 @@ impl Opened {
 
     /// Whether linear weights are in four bits already.
     pub fn is_four_bit(&self) -> bool {
-        self.weights
-            .names()
-            .any(|name| name.contains(".quant_state.bitsandbytes__"))
+        self.weights.names().any(|name| name.contains(".quant_state.bitsandbytes__"))
     }
 
     /// Tokens of the longest sequence that training takes if nothing is said.

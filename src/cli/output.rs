@@ -50,16 +50,9 @@ pub fn failure(error: &anyhow::Error) {
     let text = format!("{error:#}");
     let line: String = text.lines().map(str::trim).collect::<Vec<_>>().join(" ");
     let safe = |c: char| {
-        if c.is_control() {
-            escape(&c.to_string())
-        } else {
-            c.to_string()
-        }
+        if c.is_control() { escape(&c.to_string()) } else { c.to_string() }
     };
-    note(format_args!(
-        "error: {}",
-        line.chars().map(safe).collect::<String>()
-    ));
+    note(format_args!("error: {}", line.chars().map(safe).collect::<String>()));
 }
 
 /// Whether `error` only says that nobody reads the results any more.

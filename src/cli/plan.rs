@@ -71,11 +71,7 @@ pub fn run(args: &PlanArgs) -> anyhow::Result<()> {
     let missing = || Error::input(Place::flag("MODEL"), "missing: give a model");
     let known = find(args.model.as_deref().ok_or_else(missing)?)?;
     let source = args.flags.method.source()?;
-    let seq_len = args
-        .flags
-        .data
-        .seq_len
-        .unwrap_or_else(|| usual_length(known.config()));
+    let seq_len = args.flags.data.seq_len.unwrap_or_else(|| usual_length(known.config()));
     let limits = match args.data.is_empty() {
         true => args.flags.batch.worst(seq_len),
         false => of_data(args, &known, seq_len)?,
@@ -112,20 +108,12 @@ fn of_data(args: &PlanArgs, known: &Known, seq_len: usize) -> Result<Limits, Err
     let flags = &args.flags;
     let tokenizer = opened.tokenizer(flags.data.date.unwrap_or_else(Date::today).moment())?;
     let train_on = flags.data.train_on.train_on();
-    let policy = Policy {
-        seq_len,
-        vocab_size: opened.config.vocab,
-        train_on,
-    };
+    let policy = Policy { seq_len, vocab_size: opened.config.vocab, train_on };
     let load = |files: &[PathBuf]| -> Result<Dataset, Error> {
         told::load(files, opened, tokenizer.as_ref(), &policy)
     };
     let train = load(&args.data)?;
-    let steps = Steps::new(
-        &train.examples,
-        flags.batch.batching(seq_len),
-        flags.batch.length(),
-    );
+    let steps = Steps::new(&train.examples, flags.batch.batching(seq_len), flags.batch.length());
     let limits = steps.limits();
     if flags.output.eval_data.is_empty() {
         return Ok(limits);

@@ -35,11 +35,7 @@ impl Progress {
             bar.set_position(done);
             bar
         });
-        Self {
-            bar,
-            last: None,
-            step_seconds: 0.0,
-        }
+        Self { bar, last: None, step_seconds: 0.0 }
     }
 
     /// Clears the bar.
@@ -64,13 +60,7 @@ fn style() -> ProgressStyle {
 
 impl Observer for Progress {
     fn step(&mut self, metrics: &StepMetrics, total: u64) {
-        let StepMetrics {
-            step,
-            loss,
-            tokens_per_second,
-            step_seconds,
-            ..
-        } = *metrics;
+        let StepMetrics { step, loss, tokens_per_second, step_seconds, .. } = *metrics;
         self.step_seconds = match self.step_seconds {
             0.0 => step_seconds,
             before => 0.9 * before + 0.1 * step_seconds,
@@ -82,12 +72,7 @@ impl Observer for Progress {
             bar.set_position(step);
         } else if self.is_due(step, total) {
             self.last = Some((Instant::now(), step));
-            let StepMetrics {
-                learning_rate,
-                grad_norm,
-                peak_memory_bytes,
-                ..
-            } = metrics;
+            let StepMetrics { learning_rate, grad_norm, peak_memory_bytes, .. } = metrics;
             output::note(format_args!(
                 "step {step}/{total}  loss {loss:.4}  lr {learning_rate:.2e}  grad norm \
                  {grad_norm:.3}  {speed} tokens/s  {} MiB  {left} left",
@@ -97,12 +82,7 @@ impl Observer for Progress {
     }
 
     fn evaluation(&mut self, metrics: &EvalMetrics) {
-        let EvalMetrics {
-            step,
-            eval_loss,
-            eval_perplexity,
-            eval_tokens,
-        } = metrics;
+        let EvalMetrics { step, eval_loss, eval_perplexity, eval_tokens } = metrics;
         self.note(&format!(
             "evaluation after step {step}: loss {eval_loss:.4}, perplexity {eval_perplexity:.3} \
              over {} tokens",

@@ -67,12 +67,7 @@ pub fn run(args: &QuantizeArgs) -> anyhow::Result<()> {
         return Err(Error::input(&opened.files.folder, what).into());
     }
     let stop = signals::watch()?;
-    let store = Store {
-        opened: &opened,
-        kind,
-        form,
-        linears: linears(&opened)?,
-    };
+    let store = Store { opened: &opened, kind, form, linears: linears(&opened)? };
     let mut folder = OutputFolder::create(path)?;
     let file = folder.file("model.safetensors");
     store.write(&file, || signals::check(&stop))?;
@@ -91,10 +86,7 @@ fn linears(opened: &Opened) -> Result<BTreeMap<String, [usize; 2]>, Error> {
     let decoder = load(&device, config, Some(&opened.weights), Quantization::None)?;
     let linears = decoder.layers.iter().flat_map(|block| block.linears());
     let named = |linear: &qlora_train::model::linear::Linear| {
-        (
-            format!("{}.weight", linear.name),
-            [linear.weight.rows, linear.weight.cols],
-        )
+        (format!("{}.weight", linear.name), [linear.weight.rows, linear.weight.cols])
     };
     Ok(linears.map(named).collect())
 }
@@ -115,18 +107,14 @@ impl Store<'_> {
         let groups = groups(self.opened);
         let mut specs = Vec::new();
         for group in &groups {
-            let of_group = group
-                .iter()
-                .map(|name| self.specs(name))
-                .collect::<Result<Vec<_>, _>>()?;
+            let of_group =
+                group.iter().map(|name| self.specs(name)).collect::<Result<Vec<_>, _>>()?;
             specs.push(of_group.concat());
         }
         let mut writer = TensorWriter::create(path, specs, Align::Cache)?;
         for (done, group) in groups.iter().enumerate() {
             check()?;
-            group
-                .iter()
-                .try_for_each(|name| self.write_one(&mut writer, name))?;
+            group.iter().try_for_each(|name| self.write_one(&mut writer, name))?;
             output::note(format_args!("{}/{} parts written", done + 1, groups.len()));
         }
         writer.finish()
@@ -225,9 +213,7 @@ pub fn groups(opened: &Opened) -> Vec<Vec<String>> {
 
 /// 0 for the embedding, i + 1 for layer i, and one more for the rest.
 fn group_of(name: &str, layers: usize) -> usize {
-    let layer = name
-        .strip_prefix("model.layers.")
-        .and_then(|rest| rest.split('.').next());
+    let layer = name.strip_prefix("model.layers.").and_then(|rest| rest.split('.').next());
     match layer.and_then(|number| number.parse::<usize>().ok()) {
         Some(number) if number < layers => number + 1,
         _ if name.starts_with("model.embed_tokens") => 0,

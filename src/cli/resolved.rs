@@ -84,14 +84,9 @@ fn add_method(table: &mut Table, flags: &TrainFlags, source: &Source) {
             let targets = flags.method.target_modules.clone();
             set("lora_r", whole(settings.rank));
             set("lora_alpha", settings.alpha.into());
-            set(
-                "target_modules",
-                targets.unwrap_or_else(|| vec!["all-linear".into()]).into(),
-            );
+            set("target_modules", targets.unwrap_or_else(|| vec!["all-linear".into()]).into());
         }
-        Source::From {
-            adapter, folder, ..
-        } => {
+        Source::From { adapter, folder, .. } => {
             set("lora_r", whole(adapter.config.rank));
             set("lora_alpha", adapter.config.alpha.into());
             set("init_adapter", path(folder));

@@ -33,11 +33,7 @@ impl RunFolder {
             true => None,
             false => Some(OutputFolder::create(path)?),
         };
-        Ok(Self {
-            _lock: lock(path)?,
-            path: path.to_owned(),
-            fresh,
-        })
+        Ok(Self { _lock: lock(path)?, path: path.to_owned(), fresh })
     }
 
     /// The folder.
@@ -103,8 +99,7 @@ fn checkpoints(folder: &Path) -> impl Iterator<Item = PathBuf> {
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
     entries.map(|entry| entry.path()).filter(|path| {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
-        name.strip_prefix("checkpoint-")
-            .is_some_and(|step| step.parse::<u64>().is_ok())
+        name.strip_prefix("checkpoint-").is_some_and(|step| step.parse::<u64>().is_ok())
     })
 }
 
@@ -118,10 +113,7 @@ fn lock(path: &Path) -> Result<File, Error> {
         }
         Err(TryLockError::Error(error)) => {
             // Some network disks know no locks.
-            output::warn(format_args!(
-                "{}: cannot be locked: {error}",
-                path.display()
-            ));
+            output::warn(format_args!("{}: cannot be locked: {error}", path.display()));
             Ok(folder)
         }
     }

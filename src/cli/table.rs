@@ -9,9 +9,7 @@ use serde_json::{Map, Value, json};
 
 /// A count with commas between groups of three digits.
 pub fn grouped(count: impl TryInto<u64>) -> String {
-    let digits = count
-        .try_into()
-        .map_or_else(|_| "?".to_owned(), |count| count.to_string());
+    let digits = count.try_into().map_or_else(|_| "?".to_owned(), |count| count.to_string());
     let mut text = String::new();
     for (i, digit) in digits.chars().enumerate() {
         if i > 0 && (digits.len() - i).is_multiple_of(3) {
@@ -60,20 +58,13 @@ pub fn plan(plan: &Plan) -> String {
         Keep::Inputs => "layers keep their inputs and compute the rest again",
     };
     let verdict = if plan.fits() { "fits" } else { "DOES NOT FIT" };
-    let _ = write!(
-        text,
-        "  {:<22} {total:>12}  of {budget} allowed: {verdict}; {kept}",
-        "total"
-    );
+    let _ = write!(text, "  {:<22} {total:>12}  of {budget} allowed: {verdict}; {kept}", "total");
     text
 }
 
 /// Most bytes of each label.
 pub fn categories(report: &Report) -> impl Iterator<Item = (&'static str, u64)> {
-    report
-        .labels
-        .iter()
-        .map(|(label, usage)| (*label, usage.peak))
+    report.labels.iter().map(|(label, usage)| (*label, usage.peak))
 }
 
 /// The categories as a JSON object.
@@ -89,17 +80,11 @@ mod tests {
     #[test]
     fn digits_stand_in_threes() {
         let of = |count: u64| grouped(count);
-        assert_eq!(
-            [of(0), of(999), of(1000), of(1234567)],
-            ["0", "999", "1,000", "1,234,567"]
-        );
+        assert_eq!([of(0), of(999), of(1000), of(1234567)], ["0", "999", "1,000", "1,234,567"]);
     }
 
     #[test]
     fn times_are_short() {
-        assert_eq!(
-            [7.9, 67.0, 3900.0].map(duration),
-            ["7s", "1m 07s", "1h 05m"]
-        );
+        assert_eq!([7.9, 67.0, 3900.0].map(duration), ["7s", "1m 07s", "1h 05m"]);
     }
 }

@@ -37,13 +37,8 @@ pub fn load(
 
 /// Says what was read; `what` names the data (`data`, `evaluation data`).
 pub fn tell(what: &str, report: &DataReport, tokenizer: Option<&Tokenizer>) {
-    let [records, rows, tokens, supervised] = [
-        report.records,
-        report.examples,
-        report.tokens,
-        report.supervised_tokens,
-    ]
-    .map(grouped);
+    let [records, rows, tokens, supervised] =
+        [report.records, report.examples, report.tokens, report.supervised_tokens].map(grouped);
     output::note(format_args!(
         "{what}: {records} records, {rows} sequences, {tokens} tokens, {supervised} supervised"
     ));
@@ -56,10 +51,7 @@ pub fn tell(what: &str, report: &DataReport, tokenizer: Option<&Tokenizer>) {
         ));
     }
     if let Some((first, reason)) = report.dropped.first() {
-        let others: Vec<_> = report.dropped[1..]
-            .iter()
-            .map(|(place, _)| place.clone())
-            .collect();
+        let others: Vec<_> = report.dropped[1..].iter().map(|(place, _)| place.clone()).collect();
         let count = grouped(report.dropped.len());
         output::note(format_args!(
             "  dropped: {count} records ({first}: {reason}{})",
@@ -99,9 +91,7 @@ pub fn tell_example(files: &[PathBuf], example: &Example, tokenizer: Option<&Tok
 
 /// Where an example stands.
 pub fn place(files: &[PathBuf], example: &Example) -> Place {
-    let file: &Path = files
-        .get(example.origin.file)
-        .map_or(Path::new("data"), PathBuf::as_path);
+    let file: &Path = files.get(example.origin.file).map_or(Path::new("data"), PathBuf::as_path);
     Place::file(file).line(example.origin.line)
 }
 
@@ -109,19 +99,12 @@ pub fn place(files: &[PathBuf], example: &Example) -> Place {
 const AROUND: [usize; 2] = [12, 24];
 
 fn shortened(tokens: &[ExplainedToken]) -> String {
-    let first = tokens
-        .iter()
-        .position(|token| token.supervised)
-        .unwrap_or(0);
+    let first = tokens.iter().position(|token| token.supervised).unwrap_or(0);
     let from = first.saturating_sub(AROUND[0]);
     let to = tokens.len().min(first + AROUND[1]);
     let dots = |cut: bool, dots: &'static str| if cut { dots } else { "" };
     let shown = marked(&tokens[from..to]);
-    format!(
-        "{}{shown}{}",
-        dots(from > 0, "… "),
-        dots(to < tokens.len(), " …")
-    )
+    format!("{}{shown}{}", dots(from > 0, "… "), dots(to < tokens.len(), " …"))
 }
 
 /// Tokens as the vocabulary writes them, supervised ones in brackets.

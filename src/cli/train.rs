@@ -76,15 +76,7 @@ pub fn run(args: &TrainArgs) -> anyhow::Result<()> {
     let plan = job::plan(flags, config, weights, &source, limits, &machine)?;
     tell_plan(&plan)?;
     signals::check(&stop)?;
-    let task = Task {
-        args,
-        machine,
-        opened,
-        source,
-        corpus: &corpus,
-        limits,
-        plan,
-    };
+    let task = Task { args, machine, opened, source, corpus: &corpus, limits, plan };
     task.train(steps, &mut folder, &stop)
 }
 
@@ -160,12 +152,7 @@ impl Task<'_> {
         let (config, weights) = (opened.config.clone(), Some(&opened.weights));
         let mut decoder = load(&device, config, weights, flags.base.quantization())?;
         let Attached { index, config } = self.source.method().attach(&mut decoder)?;
-        let scratch = self
-            .plan
-            .report
-            .labels
-            .get(SCRATCH)
-            .map_or(0, |usage| usage.peak);
+        let scratch = self.plan.report.labels.get(SCRATCH).map_or(0, |usage| usage.peak);
         device.reserve_scratch(scratch as usize)?;
         let purpose = Purpose::Training(self.plan.keep);
         let mut session = Session::new(device.clone(), decoder, index, self.limits, purpose)?;
@@ -174,13 +161,7 @@ impl Task<'_> {
             Source::From { adapter, .. } => lora::restore(&device, &mut session.params, adapter),
         }
         let base_model = Some(base_name(opened));
-        Ok((
-            session,
-            AdapterConfig {
-                base_model,
-                ..config
-            },
-        ))
+        Ok((session, AdapterConfig { base_model, ..config }))
     }
 }
 
@@ -218,12 +199,7 @@ impl Corpus {
         told::tell("data", &train.report, tokenizer.as_ref());
         told::tell_example(&args.data, &train.examples[0], tokenizer.as_ref());
         let eval = Self::load_eval(flags, opened, tokenizer.as_ref(), &policy)?;
-        Ok(Self {
-            seq_len,
-            date,
-            train,
-            eval,
-        })
+        Ok(Self { seq_len, date, train, eval })
     }
 
     fn load_eval(
@@ -247,10 +223,7 @@ impl Corpus {
     /// The largest micro-batch of training and of evaluation.
     fn limits(&self, steps: &Steps) -> Limits {
         let train = steps.limits();
-        let eval = self
-            .eval
-            .as_ref()
-            .map(|eval| evaluate::limits(&eval.examples, self.seq_len));
+        let eval = self.eval.as_ref().map(|eval| evaluate::limits(&eval.examples, self.seq_len));
         eval.map_or(train, |eval| larger(train, eval))
     }
 }
@@ -259,9 +232,7 @@ impl Corpus {
 pub fn tell_length(seq_len: usize, opened: &Opened) {
     let most = opened.config.max_positions;
     if seq_len > most {
-        output::warn(format_args!(
-            "--seq-len {seq_len}: the model was made for {most} tokens"
-        ));
+        output::warn(format_args!("--seq-len {seq_len}: the model was made for {most} tokens"));
     }
 }
 
@@ -349,13 +320,7 @@ fn write_results(
 }
 
 fn tell_summary(summary: &Summary, plan: &Plan, folder: &RunFolder) -> anyhow::Result<()> {
-    let Summary {
-        steps,
-        first_loss,
-        last_loss,
-        train_seconds,
-        ..
-    } = summary;
+    let Summary { steps, first_loss, last_loss, train_seconds, .. } = summary;
     output::note(format_args!(
         "peak memory {} MiB, planned {} MiB",
         mib(summary.peak_memory_bytes),

@@ -33,16 +33,12 @@ pub fn not_negative(text: &str) -> Result<f64, String> {
 
 /// A number from 0 up to but not including 1.
 pub fn below_one(text: &str) -> Result<f64, String> {
-    number(text, "a number from 0 to less than 1", |value| {
-        (0.0..1.0).contains(&value)
-    })
+    number(text, "a number from 0 to less than 1", |value| (0.0..1.0).contains(&value))
 }
 
 /// A number above 0, and at most 1.
 pub fn share(text: &str) -> Result<f64, String> {
-    number(text, "a number above 0, at most 1", |value| {
-        value > 0.0 && value <= 1.0
-    })
+    number(text, "a number above 0, at most 1", |value| value > 0.0 && value <= 1.0)
 }
 
 fn number(text: &str, expected: &str, allowed: impl Fn(f64) -> bool) -> Result<f64, String> {
@@ -83,9 +79,7 @@ const UNITS: [(&str, u64); 13] = [
 /// A size such as `24GiB`, `1.5GB` or `512M`; without a unit it is bytes.
 pub fn bytes(text: &str) -> Result<Bytes, String> {
     let text = text.trim();
-    let unit = UNITS
-        .iter()
-        .find_map(|(unit, size)| Some((text.strip_suffix(unit)?, *size)));
+    let unit = UNITS.iter().find_map(|(unit, size)| Some((text.strip_suffix(unit)?, *size)));
     let (digits, size) = unit.unwrap_or((text, 1));
     let wrong = || "expected a size such as 24GiB or 512MiB".to_owned();
     let value: f64 = digits.trim_end().parse().map_err(|_| wrong())?;
@@ -100,10 +94,7 @@ impl fmt::Display for Bytes {
     /// The largest unit that says it exactly, so that it is read back the same.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let binary = UNITS[..4].iter().rev();
-        match binary
-            .clone()
-            .find(|(_, size)| self.0.is_multiple_of(*size))
-        {
+        match binary.clone().find(|(_, size)| self.0.is_multiple_of(*size)) {
             Some((unit, size)) => write!(f, "{}{unit}", self.0 / size),
             None => write!(f, "{}B", self.0),
         }
@@ -220,17 +211,7 @@ mod tests {
         assert_eq!(size("1.5 GB"), Ok(1_500_000_000));
         assert_eq!(size("512M"), Ok(512 << 20));
         assert_eq!(size("1000"), Ok(1000));
-        for wrong in [
-            "",
-            "GiB",
-            "-1GiB",
-            "0",
-            "nan",
-            "inf",
-            "1e30TiB",
-            "12 apples",
-            "0x10",
-        ] {
+        for wrong in ["", "GiB", "-1GiB", "0", "nan", "inf", "1e30TiB", "12 apples", "0x10"] {
             assert!(size(wrong).is_err(), "{wrong}");
         }
         for value in [1, 1000, 1024, 3 << 20, 24 << 30, (1 << 40) + 1] {
@@ -255,14 +236,7 @@ mod tests {
         assert_eq!(days("1970-01-01"), Ok(0));
         assert_eq!(days("2000-02-29"), Ok(11_016));
         assert_eq!(days("2024-12-31"), Ok(20_088));
-        for wrong in [
-            "2023-02-29",
-            "2024-13-01",
-            "2024-1-01",
-            "1969-12-31",
-            "today",
-            "",
-        ] {
+        for wrong in ["2023-02-29", "2024-13-01", "2024-1-01", "1969-12-31", "today", ""] {
             assert!(days(wrong).is_err(), "{wrong}");
         }
         let back = |days| Date(days).to_string();

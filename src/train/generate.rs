@@ -38,18 +38,8 @@ pub fn session(
     prompt: usize,
     capacity: usize,
 ) -> Result<Session, Error> {
-    let limits = Limits {
-        tokens: prompt,
-        sequences: 1,
-        targets: 1,
-    };
-    Session::new(
-        device,
-        decoder,
-        index,
-        limits,
-        Purpose::Generation { capacity },
-    )
+    let limits = Limits { tokens: prompt, sequences: 1, targets: 1 };
+    Session::new(device, decoder, index, limits, Purpose::Generation { capacity })
 }
 
 /// Writes at most `most` tokens behind `prompt`, the one at which it stops included, and hands each
@@ -155,49 +145,27 @@ mod tests {
     #[test]
     fn draws_follow_the_softmax_at_the_temperature() {
         let logits = [1.0f32, 3.0, 2.0];
-        let sampling = Sampling {
-            temperature: 2.0,
-            top_p: 1.0,
-            seed: 7,
-        };
+        let sampling = Sampling { temperature: 2.0, top_p: 1.0, seed: 7 };
         let weights = logits.map(|logit| f64::from(logit / 2.0).exp());
         let all: f64 = weights.iter().sum();
         for (share, weight) in shares(sampling, &logits).iter().zip(weights) {
-            assert!(
-                (share - weight / all).abs() < 0.015,
-                "{share} {}",
-                weight / all
-            );
+            assert!((share - weight / all).abs() < 0.015, "{share} {}", weight / all);
         }
     }
 
     #[test]
     fn tokens_outside_the_nucleus_are_never_drawn() {
         let logits = [0.0f32, 2.0, 1.9, -5.0];
-        let sampling = Sampling {
-            temperature: 1.0,
-            top_p: 0.5,
-            seed: 1,
-        };
+        let sampling = Sampling { temperature: 1.0, top_p: 0.5, seed: 1 };
         assert_eq!(shares(sampling, &logits)[1], 1.0);
-        let wider = Sampling {
-            top_p: 0.6,
-            ..sampling
-        };
+        let wider = Sampling { top_p: 0.6, ..sampling };
         let drawn = shares(wider, &logits);
-        assert!(
-            drawn[1] > 0.4 && drawn[2] > 0.4 && drawn[0] + drawn[3] == 0.0,
-            "{drawn:?}"
-        );
+        assert!(drawn[1] > 0.4 && drawn[2] > 0.4 && drawn[0] + drawn[3] == 0.0, "{drawn:?}");
     }
 
     #[test]
     fn temperature_zero_takes_the_first_of_the_largest() {
-        let sampling = Sampling {
-            temperature: 0.0,
-            top_p: 1.0,
-            seed: 1,
-        };
+        let sampling = Sampling { temperature: 0.0, top_p: 1.0, seed: 1 };
         assert_eq!(sampling.choose(&[1.0, 3.0, 3.0], 5), 1);
         assert_eq!(sampling.choose(&[-1.0, -3.0], 5), 0);
     }

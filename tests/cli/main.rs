@@ -16,9 +16,7 @@ mod runs;
 const PROGRAM: &str = env!("CARGO_BIN_EXE_qlora-train");
 
 fn fixture(name: &str) -> String {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("tests/fixtures")
-        .join(name);
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name);
     path.to_str().unwrap().to_owned()
 }
 
@@ -49,10 +47,7 @@ impl Place {
 
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(PROGRAM);
-        command
-            .args(arguments)
-            .current_dir(self.0.path())
-            .env("RUST_BACKTRACE", "1");
+        command.args(arguments).current_dir(self.0.path()).env("RUST_BACKTRACE", "1");
         command.env("HF_HUB_CACHE", self.path("no-cache"));
         command
     }
@@ -64,12 +59,7 @@ impl Place {
     /// Runs to success and gives standard output.
     fn ok(&self, arguments: &[&str]) -> String {
         let output = self.run(arguments);
-        assert_eq!(
-            output.status.code(),
-            Some(0),
-            "{arguments:?}: {}",
-            stderr(&output)
-        );
+        assert_eq!(output.status.code(), Some(0), "{arguments:?}: {}", stderr(&output));
         String::from_utf8(output.stdout).unwrap()
     }
 
@@ -79,9 +69,8 @@ impl Place {
 
     fn names(&self) -> Vec<String> {
         let entries = fs::read_dir(self.0.path()).unwrap();
-        let mut names: Vec<_> = entries
-            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-            .collect();
+        let mut names: Vec<_> =
+            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
         names.sort();
         names
     }
@@ -125,21 +114,13 @@ fn stderr(output: &Output) -> String {
 /// The one line that says what is wrong.
 fn refusal(output: &Output) -> String {
     let text = stderr(output);
-    assert!(
-        !text.contains("panicked") && !text.contains("backtrace"),
-        "{text}"
-    );
-    let errors: Vec<_> = text
-        .lines()
-        .filter(|line| line.starts_with("error: "))
-        .collect();
+    assert!(!text.contains("panicked") && !text.contains("backtrace"), "{text}");
+    let errors: Vec<_> = text.lines().filter(|line| line.starts_with("error: ")).collect();
     assert_eq!(errors.len(), 1, "{text}");
     errors[0].to_owned()
 }
 
 fn metrics(path: &Path) -> Vec<Value> {
     let text = fs::read_to_string(path).unwrap();
-    text.lines()
-        .map(|line| serde_json::from_str(line).unwrap())
-        .collect()
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }

@@ -9,29 +9,10 @@ use crate::{Place, QUICK, data, fixture, metrics, model, refusal, stderr};
 #[test]
 fn the_resolved_settings_repeat_the_run_bit_for_bit() {
     let place = Place::new();
-    place.train(
-        "a",
-        &[
-            "--optimizer",
-            "adamw-8bit",
-            "--no-packing",
-            "--lora-dropout",
-            "0.1",
-        ],
-    );
-    place.ok(&[
-        "--config",
-        "a/train_config.toml",
-        "--output-dir",
-        "b",
-        "--threads",
-        "1",
-    ]);
+    place.train("a", &["--optimizer", "adamw-8bit", "--no-packing", "--lora-dropout", "0.1"]);
+    place.ok(&["--config", "a/train_config.toml", "--output-dir", "b", "--threads", "1"]);
     let file = "adapter_model.safetensors";
-    assert_eq!(
-        place.bytes(&format!("a/{file}")),
-        place.bytes(&format!("b/{file}"))
-    );
+    assert_eq!(place.bytes(&format!("a/{file}")), place.bytes(&format!("b/{file}")));
     for name in ["README.md", "adapter_config.json", "metrics.jsonl"] {
         assert!(place.path("a").join(name).is_file(), "{name}");
     }
@@ -40,17 +21,7 @@ fn the_resolved_settings_repeat_the_run_bit_for_bit() {
 #[test]
 fn training_lowers_the_loss_that_eval_measures() {
     let (place, model, data) = (Place::new(), model(), data());
-    place.train(
-        "a",
-        &[
-            "--max-steps",
-            "30",
-            "--eval-data",
-            &data,
-            "--eval-steps",
-            "10",
-        ],
-    );
+    place.train("a", &["--max-steps", "30", "--eval-data", &data, "--eval-steps", "10"]);
     let before = place.loss(&["eval", &model, &data, "--json"]);
     let result = place.json(&[
         "eval",
@@ -68,16 +39,10 @@ fn training_lowers_the_loss_that_eval_measures() {
     assert!(after < before - 0.5, "{before} -> {after}");
     assert_eq!(result["perplexity"].as_f64().unwrap(), after.exp());
     let records = result["records"].as_array().unwrap();
-    let sum: f64 = records
-        .iter()
-        .map(|record| record["loss_sum"].as_f64().unwrap())
-        .sum();
+    let sum: f64 = records.iter().map(|record| record["loss_sum"].as_f64().unwrap()).sum();
     assert_eq!(sum / result["supervised_tokens"].as_f64().unwrap(), after);
     let lines = metrics(&place.path("a/metrics.jsonl"));
-    let evaluated: Vec<_> = lines
-        .iter()
-        .filter(|line| line["eval_loss"].is_number())
-        .collect();
+    let evaluated: Vec<_> = lines.iter().filter(|line| line["eval_loss"].is_number()).collect();
     assert_eq!(evaluated.len(), 3);
     assert_eq!(evaluated[2]["eval_loss"].as_f64().unwrap(), after);
     assert_eq!(lines.last().unwrap()["summary"], true);
@@ -102,9 +67,7 @@ fn a_quantized_folder_trains_to_the_same_bytes_as_the_model() {
         );
         let output = place.run(&["quantize", store, "--output", "again"]);
         assert!(refusal(&output).contains("in four bits already"));
-        [store, ours, theirs]
-            .iter()
-            .for_each(|name| fs::remove_dir_all(place.path(name)).unwrap());
+        [store, ours, theirs].iter().for_each(|name| fs::remove_dir_all(place.path(name)).unwrap());
     }
 }
 
@@ -116,18 +79,12 @@ fn a_merged_model_is_what_base_and_adapter_were() {
     let apart = place.loss(&["eval", &model, &data, "--adapter", &adapter, "--json"]);
     let merged = place.loss(&["eval", "m", &data, "--quantization", "none", "--json"]);
     // One rounding of every weight to bf16.
-    assert!(
-        (merged / apart - 1.0).abs() < 2f64.powi(-8),
-        "{merged} {apart}"
-    );
+    assert!((merged / apart - 1.0).abs() < 2f64.powi(-8), "{merged} {apart}");
     let config: Value = serde_json::from_slice(&place.bytes("m/config.json")).unwrap();
     assert!(config.get("quantization_config").is_none());
     place.ok(&["quantize", &model, "--output", "q"]);
     place.ok(&["merge", "q", "--adapter", &adapter, "--output", "mq"]);
-    assert_eq!(
-        place.bytes("m/model.safetensors"),
-        place.bytes("mq/model.safetensors")
-    );
+    assert_eq!(place.bytes("m/model.safetensors"), place.bytes("mq/model.safetensors"));
 }
 
 #[test]
@@ -138,12 +95,7 @@ fn greedy_tokens_are_those_of_the_reference() {
         let text = fs::read_to_string(fixture(&format!("models/{name}/reference.json"))).unwrap();
         let reference: Value = serde_json::from_str(&text).unwrap();
         let ids = |value: &Value| -> Vec<String> {
-            value
-                .as_array()
-                .unwrap()
-                .iter()
-                .map(|id| id.to_string())
-                .collect()
+            value.as_array().unwrap().iter().map(|id| id.to_string()).collect()
         };
         let reference = &reference["bases"]["none"];
         let prompt = ids(&reference["greedy_prompt"]).join(",");
@@ -172,52 +124,20 @@ fn the_planned_bytes_are_the_measured_ones() {
     let (place, model, data) = (Place::new(), model(), data());
     let cases: [&[&str]; 4] = [
         &[],
-        &[
-            "--optimizer",
-            "adamw-8bit",
-            "--lora-dropout",
-            "0.1",
-            "--quantization",
-            "fp4",
-        ],
-        &[
-            "--dtype",
-            "f32",
-            "--no-packing",
-            "--threads",
-            "1",
-            "--quantization",
-            "none",
-        ],
-        &[
-            "--eval-data",
-            &data,
-            "--no-double-quant",
-            "--target-modules",
-            "q_proj,down_proj",
-        ],
+        &["--optimizer", "adamw-8bit", "--lora-dropout", "0.1", "--quantization", "fp4"],
+        &["--dtype", "f32", "--no-packing", "--threads", "1", "--quantization", "none"],
+        &["--eval-data", &data, "--no-double-quant", "--target-modules", "q_proj,down_proj"],
     ];
     for (number, more) in cases.into_iter().enumerate() {
         let output = format!("a{number}");
         place.train(&output, more);
         let plan = place.json(&[&["plan", &model, &data, "--json"][..], &QUICK, more].concat());
-        let summary = metrics(&place.path(&output).join("metrics.jsonl"))
-            .pop()
-            .unwrap();
-        assert_eq!(
-            plan["device_bytes"], summary["peak_memory_bytes"],
-            "{more:?}"
-        );
+        let summary = metrics(&place.path(&output).join("metrics.jsonl")).pop().unwrap();
+        assert_eq!(plan["device_bytes"], summary["peak_memory_bytes"], "{more:?}");
         assert_eq!(plan["fits"], true);
         let smaller = (plan["device_bytes"].as_u64().unwrap() - 1).to_string();
         let budget = ["--memory-budget", &smaller];
-        let tight = [
-            &["plan", &model, &data, "--json"][..],
-            &QUICK,
-            more,
-            &budget,
-        ]
-        .concat();
+        let tight = [&["plan", &model, &data, "--json"][..], &QUICK, more, &budget].concat();
         assert_eq!(place.json(&tight)["choices"]["keep"], "inputs", "{more:?}");
     }
 }
@@ -225,20 +145,11 @@ fn the_planned_bytes_are_the_measured_ones() {
 #[test]
 fn a_plan_needs_no_more_than_a_configuration() {
     let place = Place::new();
-    fs::copy(
-        fixture("curve/model/config.json"),
-        place.path("config.json"),
-    )
-    .unwrap();
+    fs::copy(fixture("curve/model/config.json"), place.path("config.json")).unwrap();
     let alone = place.json(&["plan", ".", "--json"]);
     let whole = place.json(&["plan", &model(), "--json"]);
     let of = |plan: &Value, label: &str| plan["categories"][label].as_u64().unwrap();
-    for label in [
-        "base weights",
-        "activations",
-        "optimizer moments",
-        "adapter values",
-    ] {
+    for label in ["base weights", "activations", "optimizer moments", "adapter values"] {
         assert_eq!(of(&alone, label), of(&whole, label), "{label}");
     }
 }
@@ -256,12 +167,7 @@ fn a_conversation_is_trained_and_asked_in_the_same_tokens() {
     let record = &shown["records_shown"][0];
     let supervised = record["supervised"].as_array().unwrap();
     let first = supervised.iter().position(|target| target == true).unwrap();
-    let line = fs::read_to_string(&records)
-        .unwrap()
-        .lines()
-        .next()
-        .unwrap()
-        .to_owned();
+    let line = fs::read_to_string(&records).unwrap().lines().next().unwrap().to_owned();
     let line: Value = serde_json::from_str(&line).unwrap();
     let question = Value::from(vec![line["messages"][0].clone()]);
     let messages = place.write("question.json", &question.to_string());
@@ -270,10 +176,7 @@ fn a_conversation_is_trained_and_asked_in_the_same_tokens() {
     let ids = record["ids"].as_array().unwrap();
     assert_eq!(result["prompt_tokens"].as_array().unwrap(), &ids[..first]);
     let text = place.ok(&[&arguments[..4], &["--max-new-tokens", "3"]].concat());
-    assert_eq!(
-        text.trim_end_matches('\n'),
-        result["text"].as_str().unwrap()
-    );
+    assert_eq!(text.trim_end_matches('\n'), result["text"].as_str().unwrap());
 }
 
 #[test]

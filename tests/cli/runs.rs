@@ -22,16 +22,8 @@ fn copy(from: &Path, to: &Path) {
 
 /// A run with checkpoints 2, 4 and 6, and a copy of its folder as it stood after step 4.
 fn interrupted(place: &Place, more: &[&str]) {
-    place.train(
-        "whole",
-        &[&["--save-steps", "2", "--keep-checkpoints", "9"], more].concat(),
-    );
-    for name in [
-        "checkpoint-2",
-        "checkpoint-4",
-        "metrics.jsonl",
-        "train_config.toml",
-    ] {
+    place.train("whole", &[&["--save-steps", "2", "--keep-checkpoints", "9"], more].concat());
+    for name in ["checkpoint-2", "checkpoint-4", "metrics.jsonl", "train_config.toml"] {
         let (from, to) = (place.path("whole").join(name), place.path("cut").join(name));
         match from.is_dir() {
             true => copy(&from, &to),
@@ -54,19 +46,12 @@ fn a_resumed_run_ends_in_the_bytes_of_an_uninterrupted_one() {
         interrupted(&place, more);
         let output = resume(&place, "auto", more);
         assert!(output.status.success(), "{}", stderr(&output));
-        assert!(
-            stderr(&output).contains("going on after step 4 of 6"),
-            "{}",
-            stderr(&output)
-        );
+        assert!(stderr(&output).contains("going on after step 4 of 6"), "{}", stderr(&output));
         let bytes = |folder: &str| place.bytes(&format!("{folder}/{ADAPTER}"));
         assert!(bytes("cut") == bytes("whole"), "{more:?}");
         let losses = |folder: &str| -> Vec<f64> {
             let lines = metrics(&place.path(folder).join("metrics.jsonl"));
-            lines
-                .iter()
-                .filter_map(|line| line["loss"].as_f64())
-                .collect()
+            lines.iter().filter_map(|line| line["loss"].as_f64()).collect()
         };
         assert_eq!(losses("cut"), losses("whole"));
         assert_eq!(losses("cut").len(), 6);
@@ -81,11 +66,7 @@ fn a_damaged_checkpoint_is_passed_over_and_named() {
     let bytes = fs::read(&damaged).unwrap();
     fs::write(&damaged, &bytes[..bytes.len() - 1]).unwrap();
     let output = resume(&place, "cut/checkpoint-4", &[]);
-    assert!(
-        refusal(&output).contains("checkpoint-4"),
-        "{}",
-        stderr(&output)
-    );
+    assert!(refusal(&output).contains("checkpoint-4"), "{}", stderr(&output));
     let output = resume(&place, "auto", &[]);
     let told = stderr(&output);
     assert!(told.contains("passed over: cut/checkpoint-4"), "{told}");
@@ -102,11 +83,7 @@ fn checkpoints_of_other_settings_are_neither_used_nor_overwritten() {
     for how in ["auto", "cut/checkpoint-4"] {
         let output = resume(&place, how, &["--seed", "7"]);
         assert_eq!(output.status.code(), Some(1));
-        assert!(
-            refusal(&output).contains("checkpoint-"),
-            "{}",
-            stderr(&output)
-        );
+        assert!(refusal(&output).contains("checkpoint-"), "{}", stderr(&output));
     }
     assert!(place.bytes("cut/metrics.jsonl") == before);
     assert!(place.path("cut/checkpoint-4").is_dir());
@@ -115,28 +92,14 @@ fn checkpoints_of_other_settings_are_neither_used_nor_overwritten() {
 /// Starts a run that would take very long, and waits until it is under way.
 fn start_long_run(place: &Place, more: &[&str]) -> (Child, BufReader<std::process::ChildStderr>) {
     let (model, data) = (model(), data());
-    let arguments = [
-        &model,
-        &data,
-        "--output-dir",
-        "long",
-        "--max-steps",
-        "1000000",
-    ];
+    let arguments = [&model, &data, "--output-dir", "long", "--max-steps", "1000000"];
     let mut command = place.command(&[&arguments[..], more].concat());
-    let mut child = command
-        .stderr(Stdio::piped())
-        .stdout(Stdio::null())
-        .spawn()
-        .unwrap();
+    let mut child = command.stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
     let mut told = BufReader::new(child.stderr.take().unwrap());
     let mut line = String::new();
     while !line.starts_with("step ") {
         line.clear();
-        assert!(
-            told.read_line(&mut line).unwrap() > 0,
-            "the run ended by itself"
-        );
+        assert!(told.read_line(&mut line).unwrap() > 0, "the run ended by itself");
     }
     (child, told)
 }
@@ -147,10 +110,7 @@ fn stop(
     signal: &str,
 ) -> ExitStatus {
     let id = child.id().to_string();
-    let sent = std::process::Command::new("kill")
-        .args([signal, &id])
-        .status()
-        .unwrap();
+    let sent = std::process::Command::new("kill").args([signal, &id]).status().unwrap();
     assert!(sent.success());
     let mut rest = String::new();
     told.read_to_string(&mut rest).unwrap();
@@ -179,31 +139,19 @@ fn a_signal_leaves_a_checkpoint_from_which_the_run_goes_on() {
 #[test]
 fn a_reader_of_results_that_went_away_is_no_failure_and_a_full_disk_is_one() {
     let place = Place::new();
-    let mut child = place
-        .command(&["--help"])
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut child = place.command(&["--help"]).stdout(Stdio::piped()).spawn().unwrap();
     drop(child.stdout.take());
     assert_eq!(child.wait().unwrap().code(), Some(0));
     let (model, data) = (model(), data());
     let arguments = ["inspect", &model, &data, "--records", "65"];
     let mut command = place.command(&arguments);
-    let mut child = command
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     drop(child.stdout.take());
     let output = child.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     if let Ok(full) = fs::File::options().write(true).open("/dev/full") {
         let output = place.command(&arguments).stdout(full).output().unwrap();
-        assert!(
-            refusal(&output).contains("standard output"),
-            "{}",
-            stderr(&output)
-        );
+        assert!(refusal(&output).contains("standard output"), "{}", stderr(&output));
         assert_eq!(output.status.code(), Some(1));
     }
 }
