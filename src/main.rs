@@ -14,12 +14,12 @@ fn main() -> ExitCode {
     let invocation = match cli::parse(std::env::args_os()) {
         Ok(invocation) => invocation,
         Err(Refusal::Usage(page)) => return usage(&page),
-        Err(Refusal::Config(error)) => return failed(&error.into()),
+        Err(Refusal::Config(error)) => return failed(error.into()),
     };
     match cli::run(invocation) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if output::is_closed(&error) => ExitCode::SUCCESS,
-        Err(error) => failed(&error),
+        Err(error) => failed(error),
     }
 }
 
@@ -29,15 +29,16 @@ fn usage(page: &clap::Error) -> ExitCode {
     if page.use_stderr() { ExitCode::from(2) } else { ExitCode::SUCCESS }
 }
 
-fn failed(error: &anyhow::Error) -> ExitCode {
+fn failed(error: anyhow::Error) -> ExitCode {
     match error.downcast_ref::<Error>() {
         Some(Error::Interrupted { signal }) => {
-            output::note(error);
-            ExitCode::from(128 + *signal as u8)
+            output::note(&error);
+            return ExitCode::from(128 + *signal as u8);
         }
-        _ => {
-            output::failure(error);
-            ExitCode::from(1)
+        Some(Error::OutOfMemory { .. }) => {
+            output::failure(&error.context("free memory, or allow more with --memory-budget"));
         }
+        _ => output::failure(&error),
     }
+    ExitCode::from(1)
 }

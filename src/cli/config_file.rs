@@ -34,7 +34,9 @@ pub fn matches(mut program: Command, typed: Vec<OsString>) -> Result<ArgMatches,
         }
     };
     let path = of_command.try_get_one::<std::path::PathBuf>("config").ok().flatten();
-    let Some(path) = path.cloned() else { return Ok(matches) };
+    let Some(path) = path.cloned() else {
+        return Ok(matches);
+    };
     let mut line = Line::new(typed, matches.subcommand_name().is_some());
     let mut merged = matches.clone();
     for (key, value) in read(&path).map_err(Refusal::Config)? {

@@ -40,8 +40,8 @@ const FILES: [(&str, &[u8]); 7] = [
 const VALID: &[u8] = include_bytes!("../demo/valid.jsonl");
 
 /// How this model is trained: small as it is, it takes a high rate.
-const RECIPE: &str = "--seq-len 256 --no-packing --batch-size 16 --grad-accum 1 --max-steps 200 \
-                      --lora-r 8 --lora-alpha 16 --learning-rate 4e-3";
+const RECIPE: &str = "--no-packing --batch-size 16 --grad-accum 1 --max-steps 300 \
+                      --learning-rate 5e-3";
 
 /// Stories that are shown.
 const SHOWN: usize = 2;
@@ -57,7 +57,7 @@ pub fn run(args: &DemoArgs) -> anyhow::Result<()> {
     stories.iter().try_for_each(|story| show(story, &folder, None))?;
     let (model, train) = (folder.file("model"), folder.file("train.jsonl"));
     let (valid, adapter) = (folder.file("valid.jsonl"), folder.file("adapter"));
-    output::note("Now it learns from 1,200 examples:\n");
+    output::note("Now it learns to write cards:\n");
     let mut words = vec![&*model, &train, "--eval-data", &valid, "--output-dir", &adapter];
     words.extend(RECIPE.split_whitespace());
     command(&words)?;

@@ -20,8 +20,8 @@ use super::flags::{BaseFlags, DeviceFlags};
 use super::job::tell_unknown;
 use super::machine::Machine;
 use super::opened::{Opened, open};
-use super::values::{Date, date, not_negative, seed, share, whole};
 use super::output;
+use super::values::{Date, date, not_negative, seed, share, whole};
 
 /// Flags of `generate`.
 #[derive(Debug, Clone, Args)]
@@ -141,7 +141,9 @@ fn conversation(path: &Path, tokenizer: &Tokenizer) -> Result<String, Error> {
         Value::Array(messages) => (messages, None),
         Value::Object(object) => match object.get("messages") {
             Some(Value::Array(messages)) => (messages, object.get("tools")),
-            _ => return Err(Error::input(Place::file(path).field("messages"), "expected a list")),
+            _ => {
+                return Err(Error::input(Place::file(path).field("messages"), "expected a list"));
+            }
         },
         other => {
             let what = format!("holds {}, expected a list of messages", json::kind(other));
@@ -187,7 +189,8 @@ fn load_session(
     prompt: usize,
     most: usize,
 ) -> Result<Session, Error> {
-    let adapter = args.adapter.as_deref().map(|folder| Ok::<_, Error>((Adapter::read(folder)?, folder)));
+    let adapter =
+        args.adapter.as_deref().map(|folder| Ok::<_, Error>((Adapter::read(folder)?, folder)));
     let adapter = adapter.transpose()?;
     let device = machine.open();
     let quantization = args.base.quantization();
@@ -232,14 +235,18 @@ impl<'a> Writer<'a> {
         if self.stop.contains(&id) {
             return Ok(ControlFlow::Break(()));
         }
-        let Some(stream) = &mut self.stream else { return Ok(ControlFlow::Continue(())) };
+        let Some(stream) = &mut self.stream else {
+            return Ok(ControlFlow::Continue(()));
+        };
         let piece = stream.push(id)?;
         Ok(self.show(&piece))
     }
 
     fn show(&mut self, piece: &str) -> ControlFlow<()> {
         self.text.push_str(piece);
-        if self.shown && let Err(error) = output::piece(piece) {
+        if self.shown
+            && let Err(error) = output::piece(piece)
+        {
             self.failure = Some(error);
             return ControlFlow::Break(());
         }

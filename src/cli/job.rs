@@ -83,7 +83,9 @@ impl MethodFlags {
         } else {
             None
         };
-        let Some((flag, theirs)) = contradiction else { return Ok(()) };
+        let Some((flag, theirs)) = contradiction else {
+            return Ok(());
+        };
         let what = format!(
             "the adapter in {} has {theirs}: leave the flag out, it goes on with what it has",
             folder.display()
@@ -92,10 +94,7 @@ impl MethodFlags {
     }
 }
 
-fn names_same(
-    flag: &[String],
-    config: &qlora_train::checkpoint::adapter::AdapterConfig,
-) -> bool {
+fn names_same(flag: &[String], config: &qlora_train::checkpoint::adapter::AdapterConfig) -> bool {
     let sorted = |names: &[String]| {
         let mut names = names.to_vec();
         names.sort();

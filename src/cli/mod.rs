@@ -42,6 +42,7 @@ use qlora_train::Error;
 #[derive(Debug, Parser)]
 #[command(name = "qlora-train", version, max_term_width = 100)]
 #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+#[command(override_usage = "qlora-train MODEL DATA... [FLAGS]\n       qlora-train COMMAND ...")]
 #[command(after_help = "The first word is a command or a MODEL; a model called like a command is \
                         written ./eval.\nMODEL is a .safetensors file, a Hugging Face folder, or \
                         org/name in the local cache. DATA is .jsonl, .json or .txt.")]
@@ -89,8 +90,21 @@ pub enum Refusal {
 /// What the user is to be told instead.
 pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Invocation, Refusal> {
     let arguments = arguments.into_iter().collect();
-    let mut matches = config_file::matches(Cli::command(), arguments)?;
+    let mut matches = config_file::matches(program(), arguments)?;
     Cli::from_arg_matches_mut(&mut matches).map(Invocation).map_err(Refusal::Usage)
+}
+
+/// The commands with what holds for all flags: the last of several wins, and a number below zero is
+/// a value, whose range the flag then tells.
+fn program() -> clap::Command {
+    fn lenient(command: clap::Command) -> clap::Command {
+        let command = command.args_override_self(true);
+        command.mut_args(|arg| match arg.get_action().takes_values() && !arg.is_positional() {
+            true => arg.allow_negative_numbers(true),
+            false => arg,
+        })
+    }
+    lenient(Cli::command()).mut_subcommands(lenient)
 }
 
 /// Runs a command to its end.
@@ -99,7 +113,7 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Invocation
 /// Why it could not be done; a stop by signal is [`Error::Interrupted`] in the chain.
 pub fn run(Invocation(cli): Invocation) -> anyhow::Result<()> {
     match cli.command {
-        None => train::run(&cli.train).map(|_| ()),
+        None => train::run(&cli.train),
         Some(Command::Eval(args)) => eval::run(&args),
         Some(Command::Generate(args)) => generate::run(&args),
         Some(Command::Inspect(args)) => inspect::run(&args),

@@ -5,9 +5,9 @@ use std::path::Path;
 use qlora_train::checkpoint::bitsandbytes;
 use qlora_train::checkpoint::location::ModelFiles;
 use qlora_train::checkpoint::weights::Weights;
-use qlora_train::data::TokenizerFiles;
 use qlora_train::data::Moment;
 use qlora_train::data::Tokenizer;
+use qlora_train::data::TokenizerFiles;
 use qlora_train::error::{Error, Place};
 use qlora_train::model::config::Config;
 
@@ -53,7 +53,9 @@ impl Opened {
     /// # Errors
     /// A file that is damaged, or that does not fit the model.
     pub fn tokenizer(&self, now: Moment) -> Result<Option<Tokenizer>, Error> {
-        let Ok(tokenizer_json) = self.files.tokenizer() else { return Ok(None) };
+        let Ok(tokenizer_json) = self.files.tokenizer() else {
+            return Ok(None);
+        };
         let files = TokenizerFiles {
             tokenizer_json,
             tokenizer_config: self.files.tokenizer_config.clone(),

@@ -49,7 +49,9 @@ pub fn warn(line: impl Display) {
 pub fn failure(error: &anyhow::Error) {
     let text = format!("{error:#}");
     let line: String = text.lines().map(str::trim).collect::<Vec<_>>().join(" ");
-    let safe = |c: char| if c.is_control() { escape(&c.to_string()) } else { c.to_string() };
+    let safe = |c: char| {
+        if c.is_control() { escape(&c.to_string()) } else { c.to_string() }
+    };
     note(format_args!("error: {}", line.chars().map(safe).collect::<String>()));
 }
 

@@ -46,7 +46,9 @@ impl Progress {
     }
 
     fn is_due(&self, step: u64, total: u64) -> bool {
-        let Some((when, last)) = self.last else { return true };
+        let Some((when, last)) = self.last else {
+            return true;
+        };
         step == total || when.elapsed() >= APART && (step - last) * LINES >= total
     }
 }

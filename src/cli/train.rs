@@ -10,11 +10,11 @@ use std::sync::atomic::AtomicI32;
 use clap::Args;
 use qlora_train::checkpoint::adapter::AdapterConfig;
 use qlora_train::checkpoint::atomic;
-use qlora_train::data::{Dataset, Policy};
 use qlora_train::data::Tokenizer;
+use qlora_train::data::{Dataset, Policy};
 use qlora_train::device::cpu::SCRATCH;
 use qlora_train::error::{Error, Place};
-use qlora_train::methods::lora;
+use qlora_train::methods::lora::{self, Attached};
 use qlora_train::model::load::load;
 use qlora_train::model::tokens::Limits;
 use qlora_train::model::workspace::Purpose;
@@ -28,7 +28,8 @@ use qlora_train::train::session::Session;
 use qlora_train::train::steps::Steps;
 
 use super::flags::TrainFlags;
-use super::job::{Source, larger, plan};
+use super::identity::identity;
+use super::job::{self, Source, larger};
 use super::machine::Machine;
 use super::opened::{Opened, open};
 use super::progress::Progress;
@@ -36,7 +37,7 @@ use super::resolved::{self, Resolved};
 use super::run_folder::{RunFolder, SETTINGS_FILE};
 use super::table::{self, grouped, mib};
 use super::values::Date;
-use super::{card, copies, identity, output, signals, told};
+use super::{card, copies, output, signals, told};
 
 /// Flags of a training run.
 #[derive(Debug, Clone, Args)]
@@ -59,62 +60,109 @@ pub struct TrainArgs {
 ///
 /// # Errors
 /// Whatever is wrong with the inputs; too little memory; a run that diverged or was stopped.
-pub fn run(args: &TrainArgs) -> anyhow::Result<Summary> {
-    let flags = &args.flags;
+pub fn run(args: &TrainArgs) -> anyhow::Result<()> {
+    let (flags, stop) = (&args.flags, signals::watch()?);
     let machine = flags.device.machine()?;
-    let stop = signals::watch()?;
     let opened = open(named_model(args)?)?;
     let source = flags.method.source()?;
     let mut folder = RunFolder::take(&flags.output.output_dir, flags.output.resume.as_ref())?;
     machine.tell(flags.device.device);
-    let date = flags.data.date.or_else(|| folder.date()).unwrap_or_else(Date::today);
-    let corpus = Corpus::load(args, &opened, date)?;
-    let steps = Steps::new(
-        &corpus.train.examples,
-        flags.batch.batching(corpus.seq_len),
-        flags.batch.length(),
-    );
-    let (total, limits) = (steps.total(), corpus.limits(&steps));
-    let schedule = flags.optimizer.schedule(total);
     source.tell();
-    let plan = plan(flags, &opened.config, Some(&opened.weights), &source, limits, &machine)?;
+    let corpus = Corpus::load(args, &opened, folder.date())?;
+    let batching = flags.batch.batching(corpus.seq_len);
+    let steps = Steps::new(&corpus.train.examples, batching, flags.batch.length());
+    let limits = corpus.limits(&steps);
+    let (config, weights) = (&opened.config, Some(&opened.weights));
+    let plan = job::plan(flags, config, weights, &source, limits, &machine)?;
     tell_plan(&plan)?;
     signals::check(&stop)?;
+    let task = Task { args, machine, opened, source, corpus: &corpus, limits, plan };
+    task.train(steps, &mut folder, &stop)
+}
 
-    let resolved =
-        Resolved { seq_len: corpus.seq_len, warmup: schedule.warmup, total, date, source: &source };
-    let settings = resolved::numbers(args, &resolved);
-    let identity = identity::identity(&opened, &corpus.train.examples, &settings)?;
-    let found = find_checkpoint(flags, &folder, &identity, total)?;
-    let (session, adapter) = prepare(flags, &opened, &source, limits, &plan, &machine)?;
-    let optimizer =
-        session.optimizer(flags.optimizer.settings(), flags.optimizer.optimizer.moments())?;
-    signals::check(&stop)?;
-    atomic::write_bytes(&folder.file(SETTINGS_FILE), resolved::file(args, &resolved))?;
-    folder.file("metrics.jsonl");
+/// A run that fits: what is told, planned and checked.
+struct Task<'a> {
+    args: &'a TrainArgs,
+    machine: Machine,
+    opened: Opened,
+    source: Source,
+    corpus: &'a Corpus,
+    limits: Limits,
+    plan: Plan,
+}
 
-    let routine = Routine {
-        schedule,
-        seed: flags.batch.seed,
-        eval_steps: flags.output.eval_steps.map(|steps| steps as u64),
-        seq_len: corpus.seq_len,
-        save_steps: flags.output.save_steps.map(|steps| steps as u64),
-        keep_checkpoints: flags.output.keep_checkpoints,
-        identity,
-    };
-    let run = Run {
-        session,
-        optimizer,
-        steps,
-        eval: corpus.eval.as_ref().map_or(&[], |eval| &eval.examples),
-        routine,
-        adapter: adapter.clone(),
-        output: &flags.output.output_dir,
-    };
-    let (session, summary) = train(run, found.as_ref(), total, &stop)?;
-    write_results(&mut folder, &opened, &session, &adapter, &summary)?;
-    tell_summary(&summary, &plan, &folder)?;
-    Ok(summary)
+impl Task<'_> {
+    fn train(&self, steps: Steps, folder: &mut RunFolder, stop: &AtomicI32) -> anyhow::Result<()> {
+        let (flags, total) = (&self.args.flags, steps.total());
+        let resolved = self.resolved(total);
+        let settings = resolved::numbers(self.args, &resolved);
+        let identity = identity(&self.opened, &self.corpus.train.examples, &settings)?;
+        let found = find_checkpoint(flags, folder, &identity, total)?;
+        let (session, adapter) = self.load()?;
+        let moments = flags.optimizer.optimizer.moments();
+        let optimizer = session.optimizer(flags.optimizer.settings(), moments)?;
+        signals::check(stop)?;
+        let text = resolved::file(self.args, &resolved);
+        atomic::write_bytes(&folder.file(SETTINGS_FILE), text)?;
+        folder.file("metrics.jsonl");
+        let run = Run {
+            session,
+            optimizer,
+            steps,
+            eval: self.corpus.eval.as_ref().map_or(&[], |eval| &eval.examples),
+            routine: self.routine(total, identity),
+            adapter: adapter.clone(),
+            output: &flags.output.output_dir,
+        };
+        let (session, summary) = watched(run, found.as_ref(), total, stop)?;
+        write_results(folder, &self.opened, &session, &adapter, &summary)?;
+        tell_summary(&summary, &self.plan, folder)
+    }
+
+    fn resolved(&self, total: u64) -> Resolved<'_> {
+        Resolved {
+            seq_len: self.corpus.seq_len,
+            warmup: self.args.flags.optimizer.schedule(total).warmup,
+            total,
+            date: self.corpus.date,
+            source: &self.source,
+        }
+    }
+
+    fn routine(&self, total: u64, identity: String) -> Routine {
+        let flags = &self.args.flags;
+        Routine {
+            schedule: flags.optimizer.schedule(total),
+            seed: flags.batch.seed,
+            eval_steps: flags.output.eval_steps.map(|steps| steps as u64),
+            seq_len: self.corpus.seq_len,
+            save_steps: flags.output.save_steps.map(|steps| steps as u64),
+            keep_checkpoints: flags.output.keep_checkpoints,
+            identity,
+        }
+    }
+
+    /// Loads the model, attaches what is trained, and takes the memory that was planned.
+    fn load(&self) -> Result<(Session, AdapterConfig), Error> {
+        let (opened, flags) = (&self.opened, &self.args.flags);
+        if opened.is_four_bit() {
+            output::note("the model's 4-bit weights are used as they are stored");
+        }
+        let device = self.machine.open();
+        let (config, weights) = (opened.config.clone(), Some(&opened.weights));
+        let mut decoder = load(&device, config, weights, flags.base.quantization())?;
+        let Attached { index, config } = self.source.method().attach(&mut decoder)?;
+        let scratch = self.plan.report.labels.get(SCRATCH).map_or(0, |usage| usage.peak);
+        device.reserve_scratch(scratch as usize)?;
+        let purpose = Purpose::Training(self.plan.keep);
+        let mut session = Session::new(device.clone(), decoder, index, self.limits, purpose)?;
+        match &self.source {
+            Source::New(_) => lora::initialize(&device, &mut session.params, flags.batch.seed),
+            Source::From { adapter, .. } => lora::restore(&device, &mut session.params, adapter),
+        }
+        let base_model = Some(base_name(opened));
+        Ok((session, AdapterConfig { base_model, ..config }))
+    }
 }
 
 fn named_model(args: &TrainArgs) -> Result<&str, Error> {
@@ -128,13 +176,17 @@ fn named_model(args: &TrainArgs) -> Result<&str, Error> {
 /// All records as tokens.
 struct Corpus {
     seq_len: usize,
+    /// What chat templates were told.
+    date: Date,
     train: Dataset,
     eval: Option<Dataset>,
 }
 
 impl Corpus {
-    fn load(args: &TrainArgs, opened: &Opened, date: Date) -> Result<Self, Error> {
+    /// Reads the data; `before` is the day that an earlier run's templates were told.
+    fn load(args: &TrainArgs, opened: &Opened, before: Option<Date>) -> Result<Self, Error> {
         let flags = &args.flags;
+        let date = flags.data.date.or(before).unwrap_or_else(Date::today);
         let tokenizer = opened.tokenizer(date.moment())?;
         let seq_len = flags.data.seq_len.unwrap_or_else(|| opened.usual_length());
         tell_length(seq_len, opened);
@@ -147,7 +199,7 @@ impl Corpus {
         told::tell("data", &train.report, tokenizer.as_ref());
         told::tell_example(&args.data, &train.examples[0], tokenizer.as_ref());
         let eval = Self::load_eval(flags, opened, tokenizer.as_ref(), &policy)?;
-        Ok(Self { seq_len, train, eval })
+        Ok(Self { seq_len, date, train, eval })
     }
 
     fn load_eval(
@@ -204,7 +256,9 @@ fn find_checkpoint(
     identity: &str,
     total: u64,
 ) -> Result<Option<Found>, Error> {
-    let Some(resume) = &flags.output.resume else { return Ok(None) };
+    let Some(resume) = &flags.output.resume else {
+        return Ok(None);
+    };
     let (found, passed_over) = checkpoints::find(folder.path(), resume, identity)?;
     passed_over.iter().for_each(output::warn);
     match &found {
@@ -221,35 +275,6 @@ fn find_checkpoint(
     Ok(found)
 }
 
-/// Loads the model, attaches what is trained, and takes the memory that was planned.
-fn prepare(
-    flags: &TrainFlags,
-    opened: &Opened,
-    source: &Source,
-    limits: Limits,
-    plan: &Plan,
-    machine: &Machine,
-) -> Result<(Session, AdapterConfig), Error> {
-    if opened.is_four_bit() {
-        output::note("the model's 4-bit weights are used as they are stored");
-    }
-    let device = machine.open();
-    let quantization = flags.base.quantization();
-    let mut decoder =
-        load(&device, opened.config.clone(), Some(&opened.weights), quantization)?;
-    let attached = source.method().attach(&mut decoder)?;
-    let scratch = plan.report.labels.get(SCRATCH).map_or(0, |usage| usage.peak);
-    device.reserve_scratch(scratch as usize)?;
-    let purpose = Purpose::Training(plan.keep);
-    let mut session = Session::new(device.clone(), decoder, attached.index, limits, purpose)?;
-    match source {
-        Source::New(_) => lora::initialize(&device, &mut session.params, flags.batch.seed),
-        Source::From { adapter, .. } => lora::restore(&device, &mut session.params, adapter),
-    }
-    let config = AdapterConfig { base_model: Some(base_name(opened)), ..attached.config };
-    Ok((session, config))
-}
-
 /// The base model as `peft` will look for it: a name of the hub, or a folder.
 fn base_name(opened: &Opened) -> String {
     match std::path::Path::new(&opened.name).is_file() {
@@ -258,7 +283,8 @@ fn base_name(opened: &Opened) -> String {
     }
 }
 
-fn train(
+/// Trains under the eyes of the user.
+fn watched(
     run: Run,
     found: Option<&Found>,
     total: u64,

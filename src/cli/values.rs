@@ -206,7 +206,7 @@ mod tests {
 
     #[test]
     fn sizes_mean_what_they_say_and_are_read_back_the_same() {
-        let size = |text| bytes(text).map(|bytes| bytes.0);
+        let size = |text: &str| bytes(text).map(|bytes| bytes.0);
         assert_eq!(size("24GiB"), Ok(24 << 30));
         assert_eq!(size("1.5 GB"), Ok(1_500_000_000));
         assert_eq!(size("512M"), Ok(512 << 20));
@@ -215,7 +215,8 @@ mod tests {
             assert!(size(wrong).is_err(), "{wrong}");
         }
         for value in [1, 1000, 1024, 3 << 20, 24 << 30, (1 << 40) + 1] {
-            assert_eq!(size(&Bytes(value).to_string()), Ok(value));
+            let text = Bytes(value).to_string();
+            assert_eq!(size(&text), Ok(value), "{text}");
         }
     }
 

@@ -10,8 +10,7 @@ use crate::{Place, data, fixture, model, refusal, stderr};
 fn pages_that_are_asked_for_are_results() {
     let place = Place::new();
     assert!(place.ok(&["--version"]).starts_with("qlora-train "));
-    let commands =
-        ["eval", "generate", "inspect", "plan", "quantize", "merge", "doctor", "demo"];
+    let commands = ["eval", "generate", "inspect", "plan", "quantize", "merge", "doctor", "demo"];
     let page = place.ok(&["--help"]);
     for command in commands {
         assert!(page.contains(command), "{command} is not in {page}");
@@ -43,7 +42,7 @@ fn what_cannot_be_meant_is_usage() {
         (&[&model, &data, "--seq-len", "1"], "--seq-len"),
         (&[&model, &data, "--batch-size", "99999999999999999999"], "--batch-size"),
         (&[&model, &data, "--method", "ia3"], "lora"),
-        (&[&model, &data, "--device", "tpu"], "cuda[:N]"),
+        (&[&model, &data, "--device", "tpu"], "cuda:N"),
         (&[&model, &data, "--memory-budget", "much"], "24GiB"),
         (&[&model, &data, "--seed", "-1"], "--seed"),
         (&["plan", &model, "--date", "tomorrow"], "YYYY-MM-DD"),
@@ -64,14 +63,15 @@ fn what_cannot_be_done_is_told_in_one_line_and_leaves_nothing() {
     let text = inputs.write("text.jsonl", "{\"text\": \"a\"}\n");
     let broken = inputs.write("broken.jsonl", "{\"input_ids\": [1, 2]}\n{\"input_ids\": [1,\n");
     let large = inputs.write("large.jsonl", "{\"input_ids\": [1, 80]}\n");
-    let nothing = inputs.write("nothing.jsonl", "{\"input_ids\": [1, 2], \"labels\": [-100, -100]}\n");
+    let nothing =
+        inputs.write("nothing.jsonl", "{\"input_ids\": [1, 2], \"labels\": [-100, -100]}\n");
     let empty = inputs.write("empty.jsonl", "");
     let csv = inputs.write("a.csv", "a,b\n");
-    let cases: [(&[&str], &str); 22] = [
+    let cases: [(&[&str], &str); 23] = [
         (&["no-model", &data], "no-model: no such file or folder"),
         (&["evla", &model, &data], "evla: no such file"),
         (&[&adapter, &data], "is a PEFT adapter, not a model"),
-        (&[&data, &data], "is not a .safetensors file"),
+        (&[&data, &data], "not a tensor file"),
         (&[&model, "no-data.jsonl"], "no-data.jsonl"),
         (&[&model, &text], "line 1: needs a tokenizer"),
         (&[&model, &broken], "broken.jsonl: line 2"),
@@ -87,6 +87,10 @@ fn what_cannot_be_done_is_told_in_one_line_and_leaves_nothing() {
         (&[&model, &data, "--eval-steps", "2"], "--eval-steps: there is nothing to evaluate"),
         (&[&model, &data, "--resume", "no-checkpoint"], "no-checkpoint"),
         (&["eval", &model, &data, "--adapter", &model], "adapter_config.json"),
+        (
+            &["eval", &model, &data, "--memory-budget", "64KiB"],
+            "with --memory-budget: cpu: out of memory",
+        ),
         (&["generate", &model, "--prompt", "a"], "--prompt: needs a tokenizer"),
         (&["generate", &model, "--prompt-ids", "80"], "--prompt-ids: 80"),
         (&["quantize", &model, "--output", "q", "--quantization", "none"], "--quantization"),

@@ -4,7 +4,7 @@ use std::fs;
 
 use serde_json::Value;
 
-use crate::{Place, QUICK, data, fixture, metrics, model, refusal};
+use crate::{Place, QUICK, data, fixture, metrics, model, refusal, stderr};
 
 #[test]
 fn the_resolved_settings_repeat_the_run_bit_for_bit() {
@@ -24,7 +24,15 @@ fn training_lowers_the_loss_that_eval_measures() {
     place.train("a", &["--max-steps", "30", "--eval-data", &data, "--eval-steps", "10"]);
     let before = place.loss(&["eval", &model, &data, "--json"]);
     let result = place.json(&[
-        "eval", &model, &data, "--json", "--per-record", "--adapter", "a", "--seq-len", "64",
+        "eval",
+        &model,
+        &data,
+        "--json",
+        "--per-record",
+        "--adapter",
+        "a",
+        "--seq-len",
+        "64",
     ]);
     let result = &result["results"][0];
     let after = result["loss"].as_f64().unwrap();
@@ -94,8 +102,17 @@ fn greedy_tokens_are_those_of_the_reference() {
         let expected = ids(&reference["greedy"]);
         let most = expected.len().to_string();
         let result = place.json(&[
-            "generate", &model, "--prompt-ids", &prompt, "--max-new-tokens", &most, "--json",
-            "--quantization", "none", "--dtype", "f32",
+            "generate",
+            &model,
+            "--prompt-ids",
+            &prompt,
+            "--max-new-tokens",
+            &most,
+            "--json",
+            "--quantization",
+            "none",
+            "--dtype",
+            "f32",
         ]);
         assert_eq!(ids(&result["tokens"]), expected, "{name}");
         assert_eq!(ids(&result["prompt_tokens"]).join(","), prompt);
@@ -135,4 +152,60 @@ fn a_plan_needs_no_more_than_a_configuration() {
     for label in ["base weights", "activations", "optimizer moments", "adapter values"] {
         assert_eq!(of(&alone, label), of(&whole, label), "{label}");
     }
+}
+
+/// The demo's model has a tokenizer and a chat template.
+fn demo(name: &str) -> String {
+    format!("{}/src/demo/{name}", env!("CARGO_MANIFEST_DIR"))
+}
+
+#[test]
+fn a_conversation_is_trained_and_asked_in_the_same_tokens() {
+    let (place, model, records) = (Place::new(), demo("model"), demo("train.jsonl"));
+    let shown = place.json(&["inspect", &model, &records, "--records", "1", "--json"]);
+    assert_eq!(shown["end_token_supervised"], shown["records"]);
+    let record = &shown["records_shown"][0];
+    let supervised = record["supervised"].as_array().unwrap();
+    let first = supervised.iter().position(|target| target == true).unwrap();
+    let line = fs::read_to_string(&records).unwrap().lines().next().unwrap().to_owned();
+    let line: Value = serde_json::from_str(&line).unwrap();
+    let question = Value::from(vec![line["messages"][0].clone()]);
+    let messages = place.write("question.json", &question.to_string());
+    let arguments = ["generate", &model, "--messages", &messages, "--json"];
+    let result = place.json(&[&arguments[..], &["--max-new-tokens", "3"]].concat());
+    let ids = record["ids"].as_array().unwrap();
+    assert_eq!(result["prompt_tokens"].as_array().unwrap(), &ids[..first]);
+    let text = place.ok(&[&arguments[..4], &["--max-new-tokens", "3"]].concat());
+    assert_eq!(text.trim_end_matches('\n'), result["text"].as_str().unwrap());
+}
+
+#[test]
+fn files_that_the_adapter_needs_lie_beside_it() {
+    let (place, model, records) = (Place::new(), demo("model"), demo("valid.jsonl"));
+    place.ok(&[&model, &records, "--output-dir", "a", "--max-steps", "1"]);
+    for name in ["tokenizer.json", "tokenizer_config.json"] {
+        let original = fs::read(format!("{model}/{name}")).unwrap();
+        assert!(place.bytes(&format!("a/{name}")) == original, "{name}");
+    }
+    let config: Value = serde_json::from_slice(&place.bytes("a/adapter_config.json")).unwrap();
+    assert_eq!(config["base_model_name_or_path"], model);
+    place.ok(&["quantize", &model, "--output", "q"]);
+    place.ok(&["eval", "q", &records, "--adapter", "a"]);
+}
+
+#[test]
+fn the_demo_teaches_what_it_promises_and_cleans_up() {
+    let place = Place::new();
+    fs::create_dir(place.path("tmp")).unwrap();
+    let mut command = place.command(&["demo"]);
+    let output = command.env("TMPDIR", place.path("tmp")).output().unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
+    let text = String::from_utf8(output.stdout).unwrap();
+    let (before, after) = text.split_once("And what it writes now").unwrap();
+    for start in ["Name: ", "Job: ", "Home: ", "Pet: ", "Food: "] {
+        let count = |text: &str| text.lines().filter(|line| line.starts_with(start)).count();
+        assert_eq!((count(before), count(after)), (0, 2), "{start}: {text}");
+    }
+    assert_eq!(place.names(), ["tmp"]);
+    assert_eq!(fs::read_dir(place.path("tmp")).unwrap().count(), 0);
 }
