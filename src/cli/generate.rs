@@ -210,7 +210,11 @@ fn load_session(
 }
 
 /// Takes tokens as they come: shows their text, and knows where to stop.
+///
+/// What is shown goes on from the prompt, with the space that begins a word. As JSON the text is that
+/// of the tokens alone, as `decode` of the tokenizer gives it.
 struct Writer<'a> {
+    tokenizer: Option<&'a Tokenizer>,
     stream: Option<TextStream<'a>>,
     stop: Vec<u32>,
     text: String,
@@ -228,7 +232,8 @@ impl<'a> Writer<'a> {
         let mut stop = opened.config.eos.clone();
         stop.extend(tokenizer.map_or(&[][..], Tokenizer::stop));
         let stream = tokenizer.map(|tokenizer| tokenizer.stream(prompt)).transpose()?;
-        Ok(Self { stream, stop, text: String::new(), shown: !args.json, failure: None })
+        let (text, shown) = (String::new(), !args.json);
+        Ok(Self { tokenizer, stream, stop, text, shown, failure: None })
     }
 
     fn take(&mut self, id: u32) -> Result<ControlFlow<()>, Error> {
@@ -259,7 +264,9 @@ impl<'a> Writer<'a> {
             let _ = self.show(&rest);
         }
         if !self.shown {
-            let result = json!({ "prompt_tokens": prompt, "tokens": written, "text": self.text });
+            let text = self.tokenizer.map(|tokenizer| tokenizer.decode(written)).transpose()?;
+            let text = text.unwrap_or_default();
+            let result = json!({ "prompt_tokens": prompt, "tokens": written, "text": text });
             return output::json(&result);
         }
         if self.text.is_empty() && !written.is_empty() {

@@ -162,17 +162,7 @@ impl Device {
     /// # Errors
     /// [`Error::OutOfMemory`].
     pub fn adopt<T: Pod>(&self, label: &'static str, bytes: HostBytes) -> Result<Buf<T>, Error> {
-        let view = (*bytes).as_ref();
-        let len = view.len() / size_of::<T>();
-        if matches!(self.kind, Kind::Cpu(_)) && view.as_ptr().cast::<T>().is_aligned() {
-            let booking = self.ledger().book(label, view.len() as u64)?;
-            return Ok(Buf::new(Storage::Shared(bytes), len, booking));
-        }
-        let mut buf = self.alloc::<T>(label, len)?;
-        if let Some(host) = buf.host_mut() {
-            bytemuck::cast_slice_mut(host).copy_from_slice(view);
-        }
-        Ok(buf)
+        self.adopt_aligned(label, bytes, align_of::<T>())
     }
 
     /// Elements of `dtype` with the content of `bytes`, in place where [`adopt`](Self::adopt)
@@ -186,12 +176,26 @@ impl Device {
         bytes: HostBytes,
         dtype: Dtype,
     ) -> Result<Act, Error> {
-        let aligned = (*bytes).as_ref().as_ptr().align_offset(dtype.size()) == 0;
-        let bytes = match aligned {
-            true => bytes,
-            false => Arc::new((*bytes).as_ref().to_vec()),
-        };
-        Ok(Act::new(self.adopt(label, bytes)?, dtype))
+        Ok(Act::new(self.adopt_aligned(label, bytes, dtype.size())?, dtype))
+    }
+
+    fn adopt_aligned<T: Pod>(
+        &self,
+        label: &'static str,
+        bytes: HostBytes,
+        align: usize,
+    ) -> Result<Buf<T>, Error> {
+        let view = (*bytes).as_ref();
+        let len = view.len() / size_of::<T>();
+        if matches!(self.kind, Kind::Cpu(_)) && view.as_ptr().align_offset(align) == 0 {
+            let booking = self.ledger().book(label, view.len() as u64)?;
+            return Ok(Buf::new(Storage::Shared(bytes), len, booking));
+        }
+        let mut buf = self.alloc::<T>(label, len)?;
+        if let Some(host) = buf.host_mut() {
+            bytemuck::cast_slice_mut(host).copy_from_slice(view);
+        }
+        Ok(buf)
     }
 
     /// Copies `from` to the start of `to`.
