@@ -29,7 +29,7 @@ pub struct Slot {
     pub columns: Range<usize>,
 }
 
-/// Weights of the norms of a block, [C] or [D] numbers each.
+/// Weights of the norms of a block, `[C]` or `[D]` numbers each.
 pub struct Norms {
     /// Before attention.
     pub input: Buf<f32>,
@@ -186,7 +186,7 @@ impl Grads {
 }
 
 impl Block {
-    /// All linear maps, in the order of [`Saved::low_rank`].
+    /// All linear maps, in the order of what [`Saved`] keeps of their updates.
     pub fn linears(&self) -> impl Iterator<Item = &Linear> {
         let (qkv, gate_up) = (self.qkv.iter(), self.gate_up.iter());
         let (qkv, gate_up) = (qkv.map(|slot| &slot.linear), gate_up.map(|slot| &slot.linear));

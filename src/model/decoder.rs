@@ -29,7 +29,7 @@ pub struct Decoder {
     pub embedding: Weight,
     /// The blocks, first to last.
     pub layers: Vec<Block>,
-    /// Weight of the last norm [C].
+    /// Weight of the last norm `[C]`.
     pub norm: Buf<f32>,
     /// The head [V, C], where it is not tied.
     pub head: Option<Weight>,
@@ -152,7 +152,7 @@ impl Decoder {
         matmul(device, Form::Nn, &[term], Epilogue::default(), out, Write::Set);
     }
 
-    /// Logits [V] of token `row` of the batch that [`forward`](Self::forward) ran.
+    /// Logits `[V]` of token `row` of the batch that [`forward`](Self::forward) ran.
     pub fn logits(&self, device: &Device, w: &mut Workspace, row: usize) -> Vec<f32> {
         let (n, vocab, hidden) = (w.tokens.count, self.config.vocab, self.config.hidden);
         let out = w.around(self.layers.len()).0;

@@ -25,7 +25,7 @@ pub struct Linear {
     pub name: String,
     /// W [out, in].
     pub weight: Weight,
-    /// [out].
+    /// `[out]`.
     pub bias: Option<Buf<f32>>,
     /// The update, where a method has attached one.
     pub lora: Option<Lora>,

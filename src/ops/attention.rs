@@ -9,8 +9,8 @@
 //!
 //! where dK and dV are sums over the query heads that share a kv head.
 //!
-//! Here are the parameters and the safe functions. The CPU implementation is in [`forward`](mod@forward)
-//! and [`backward`](mod@backward); both are written in the terms of [`block`].
+//! Here are the parameters and the safe functions. The CPU implementation is in `attention/forward.rs`
+//! and `attention/backward.rs`; both are written in the terms of `attention/block.rs`.
 
 mod backward;
 mod block;

@@ -118,7 +118,7 @@ pub struct Term<'a> {
 pub struct Epilogue<'a> {
     /// Factor of the sum.
     pub alpha: f32,
-    /// [N], added to every row.
+    /// `[N]`, added to every row.
     pub bias: Option<&'a Buf<f32>>,
     /// [M, N], added.
     pub residual: Option<Mat<'a>>,

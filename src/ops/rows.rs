@@ -31,7 +31,7 @@ struct Gather(Params);
 #[repr(transparent)]
 struct Scatter(Params);
 
-/// out[i] = x[index[i]] for every row i of `out`.
+/// out`[i]` = x[index`[i]`] for every row i of `out`.
 ///
 /// # Panics
 /// On an index that is no row of `x`.
@@ -53,7 +53,7 @@ pub fn gather(device: &Device, x: Mat, index: &Buf<u32>, out: MatMut) {
     unsafe { device.launch(kernel) }
 }
 
-/// out[index[i]] = x[i] for every row i of `x`; all other rows are 0. The indices are distinct.
+/// out[index`[i]`] = x`[i]` for every row i of `x`; all other rows are 0. The indices are distinct.
 ///
 /// # Panics
 /// On an index that is no row of `out`.

@@ -15,7 +15,7 @@ struct Params {
     len: u64,
 }
 
-/// out [1] = Σ x².
+/// out `[1]` = Σ x².
 pub fn sum_squares(device: &Device, x: &Buf<f32>, out: &mut Buf<f64>) {
     assert_eq!(out.len(), 1, "one sum");
     let kernel = Params { x: x.address(), out: out.address_mut(), len: x.len() as u64 };

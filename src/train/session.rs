@@ -104,7 +104,7 @@ impl Session {
     }
 
     /// Runs `tokens` behind the `past` tokens seen so far through a session made for generation,
-    /// and gives the logits [V] of the last of them.
+    /// and gives the logits `[V]` of the last of them.
     pub fn extend(&mut self, tokens: &[u32], past: usize) -> Vec<f32> {
         let Self { device, decoder, params, workspace } = self;
         if past == 0 {
@@ -116,7 +116,7 @@ impl Session {
         decoder.logits(device, workspace, tokens.len() - 1)
     }
 
-    /// Logits [V] of token `row` of `micro`.
+    /// Logits `[V]` of token `row` of `micro`.
     pub fn logits(&mut self, micro: &MicroBatch, row: usize) -> Vec<f32> {
         let Self { device, decoder, params, workspace } = self;
         params.refresh(device);
