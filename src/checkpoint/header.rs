@@ -15,9 +15,9 @@ use std::path::Path;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 
-use super::json::repeated;
 use super::tensors::DType;
 use crate::error::{Error, Place, escape};
+use crate::json::repeated;
 
 /// Longest header, in bytes; the same bound as the format's own library.
 pub(super) const LONGEST_HEADER: u64 = 100_000_000;

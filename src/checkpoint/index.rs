@@ -12,8 +12,8 @@ use std::path::Path;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
 
-use super::json::{self, repeated};
 use crate::error::{Error, Place, escape};
+use crate::json::{self, repeated};
 
 /// Largest index file, in bytes; the largest known have about 10 MB.
 const LARGEST_INDEX: u64 = 32 << 20;

@@ -10,9 +10,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::identify::Kind;
-use super::json::{plain_file_size, read_text};
 use super::tensors::quote;
 use crate::error::{Error, escape};
+use crate::json::{plain_file_size, read_text};
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";

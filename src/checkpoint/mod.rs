@@ -18,7 +18,6 @@ pub mod folder;
 mod header;
 pub mod identify;
 mod index;
-pub mod json;
 mod layout;
 pub mod location;
 pub mod tensors;

@@ -24,8 +24,8 @@ use memmap2::Mmap;
 
 use super::header::{self, Entry};
 use super::identify::Kind;
-use super::json::plain_file_size;
 use crate::error::{Error, Place, escape};
+use crate::json::plain_file_size;
 
 /// Declares the element types with the name the format gives them and their size in bits.
 macro_rules! dtypes {

@@ -11,8 +11,8 @@ use std::path::Path;
 
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Command};
-use qlora_train::checkpoint::json::read_text;
 use qlora_train::error::{Error, Place, escape};
+use qlora_train::json::read_text;
 use toml::{Table, Value};
 
 use super::Refusal;

@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use qlora_train::checkpoint::adapter::Adapter;
-use qlora_train::checkpoint::json;
 use qlora_train::data::{Conversation, GenerationPrompt};
 use qlora_train::data::{Special, TextStream, Tokenizer};
 use qlora_train::error::{Error, Place};
+use qlora_train::json;
 use qlora_train::methods::lora;
 use qlora_train::model::load::load;
 use qlora_train::params::Index;

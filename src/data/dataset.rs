@@ -12,12 +12,12 @@ use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 
-use super::json;
 use super::record::{self, Record, Refusal};
 use super::source::{Kind, Piece, Source};
 use super::tokenize::{Marked, TrainOn, tokenize};
 use super::tokenizer::Tokenizer;
 use crate::error::{Error, Place};
+use crate::json;
 
 /// What is made of the records.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -231,7 +231,7 @@ impl Reader<'_> {
     }
 
     fn records(&self, bytes: &[u8], line: usize) -> Result<Vec<Record>, Error> {
-        let value = json::parse(bytes).map_err(|fault| {
+        let value = json::parse_bytes(bytes).map_err(|fault| {
             let place = Place::file(self.path).line(line + fault.line - 1);
             Error::input(place, fault.what)
         })?;

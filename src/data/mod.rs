@@ -21,7 +21,6 @@ mod batch;
 mod chat;
 mod dataset;
 mod explain;
-mod json;
 mod python;
 mod quiet;
 mod record;

@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
-use super::json;
 use crate::error::{Error, Place};
+use crate::json;
 
 /// The files that say how a model writes text as numbers.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -63,16 +63,16 @@ impl Declared {
     pub fn read(files: &TokenizerFiles) -> Result<Self, Error> {
         let mut declared = Self::default();
         if let Some(path) = &files.tokenizer_config {
-            let config = object(path)?;
+            let config = json::read_object(path)?;
             declared.add_tokens(path, &config)?;
             declared.add_bos = flag(path, &config, "add_bos_token")?;
             declared.template = inline_template(path, &config)?;
         }
         if let Some(path) = &files.special_tokens_map {
-            declared.add_tokens(path, &object(path)?)?;
+            declared.add_tokens(path, &json::read_object(path)?)?;
         }
         if let Some(path) = &files.generation_config {
-            declared.end_ids = end_ids(path, &object(path)?)?;
+            declared.end_ids = end_ids(path, &json::read_object(path)?)?;
         }
         Ok(declared)
     }
@@ -93,20 +93,6 @@ impl Declared {
             }
         }
         Ok(())
-    }
-}
-
-fn object(path: &Path) -> Result<Map<String, Value>, Error> {
-    let bytes = std::fs::read(path).map_err(Error::io(path))?;
-    match json::parse(&bytes) {
-        Ok(Value::Object(object)) => Ok(object),
-        Ok(_) => {
-            Err(Error::input(path, "is not a JSON object; copy the file from the model again"))
-        }
-        Err(fault) => Err(Error::input(
-            Place::file(path).line(fault.line),
-            format!("{}; copy the file from the model again", fault.what),
-        )),
     }
 }
 

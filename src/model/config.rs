@@ -21,9 +21,9 @@ use half::bf16;
 use serde_json::{Map, Value};
 
 use super::rope::Rope;
-use crate::checkpoint::json;
 use crate::device::Dtype;
 use crate::error::Error;
+use crate::json;
 pub use crate::ops::glu::Activation;
 use crate::ops::rmsnorm::Center;
 use family::Family;

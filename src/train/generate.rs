@@ -138,8 +138,8 @@ mod tests {
 
     fn shares(sampling: Sampling, logits: &[f32]) -> Vec<f64> {
         let mut counts = vec![0.0; logits.len()];
-        (0..20_000).for_each(|at| counts[sampling.choose(logits, at) as usize] += 1.0 / 20_000.0);
-        counts
+        (0..20_000).for_each(|at| counts[sampling.choose(logits, at) as usize] += 1.0);
+        counts.iter().map(|count| count / 20_000.0).collect()
     }
 
     #[test]
@@ -156,7 +156,7 @@ mod tests {
     #[test]
     fn tokens_outside_the_nucleus_are_never_drawn() {
         let logits = [0.0f32, 2.0, 1.9, -5.0];
-        let sampling = Sampling { temperature: 1.0, top_p: 0.5, seed: 1 };
+        let sampling = Sampling { temperature: 1.0, top_p: 0.45, seed: 1 };
         assert_eq!(shares(sampling, &logits)[1], 1.0);
         let wider = Sampling { top_p: 0.6, ..sampling };
         let drawn = shares(wider, &logits);

@@ -122,7 +122,7 @@ mod tests {
     fn examples(count: usize) -> Vec<Example> {
         let example = |i: usize| Example {
             tokens: vec![i as u32; 3 + i % 4],
-            supervised: vec![true; 3 + i % 4],
+            supervised: (0..3 + i % 4).map(|token| token > 0).collect(),
             origin: Origin { file: 0, line: i + 1 },
         };
         (0..count).map(example).collect()

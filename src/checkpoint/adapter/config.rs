@@ -8,8 +8,8 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 
 use super::fields::Fields;
-use crate::checkpoint::json::read_object;
 use crate::error::Error;
+use crate::json::read_object;
 
 /// How LoRA's product is scaled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -6,8 +6,8 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use super::TargetModules;
-use crate::checkpoint::json::kind;
 use crate::error::{Error, Place, escape};
+use crate::json::kind;
 
 /// Largest rank taken; real ones end at some hundreds.
 const LARGEST_RANK: u64 = 65_536;

@@ -25,9 +25,9 @@ use serde_json::{Map, Value, json};
 pub use read::{FourBit, Scales};
 pub use write::{NewScales, NewWeight, parts, write};
 
-use super::json::kind;
 use super::tensors::DType;
 use crate::error::{Error, Place, escape};
+use crate::json::kind;
 
 /// Elements under one scale.
 pub const BLOCK: usize = 64;

@@ -3,10 +3,10 @@
 use serde_json::{Map, Value};
 
 use super::{BLOCK, CodeBook, NESTED_BLOCK, STATE, Tables};
-use crate::checkpoint::json;
 use crate::checkpoint::tensors::{DType, MappedBytes, Tensor};
 use crate::checkpoint::weights::Weights;
 use crate::error::{Error, escape};
+use crate::json;
 
 /// A 4-bit weight as it lies in the file. Codes and scales stay mapped.
 #[derive(Debug, Clone)]

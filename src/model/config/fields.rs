@@ -6,8 +6,8 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use crate::checkpoint::json::kind;
 use crate::error::{Error, Place, escape};
+use crate::json::kind;
 
 /// An object of the file, with the names of the objects around it, for messages.
 pub(super) struct Fields<'a> {

@@ -5,7 +5,8 @@
 //! skipped, sizes are bounded, and every error names the file and the line. Nesting is bounded by
 //! `serde_json` itself (128 levels), and a number outside the range of f64 is an error.
 //!
-//! Not for `tokenizer.json`, which its own crate reads, and not for tensor headers: see `header`.
+//! Not for `tokenizer.json`, which its own crate reads, and not for tensor headers: see
+//! `checkpoint/header.rs`.
 
 use std::fmt;
 use std::fs::{self, File};
@@ -42,6 +43,32 @@ pub fn parse(text: &str, place: impl Into<Place>) -> Result<Value, Error> {
     typed(text, place).map(|Strict(value)| value)
 }
 
+/// What is wrong with a JSON text, for a reader that knows where the text begins.
+#[derive(Debug)]
+pub struct Fault {
+    /// Line within the text, from 1.
+    pub line: usize,
+    /// What is wrong.
+    pub what: String,
+}
+
+/// Parses bytes that are one document of their own, such as a record.
+pub fn parse_bytes(bytes: &[u8]) -> Result<Value, Fault> {
+    let text = std::str::from_utf8(bytes).map_err(|error| not_utf8(bytes, error.valid_up_to()))?;
+    serde_json::from_str::<Strict>(without_mark(text))
+        .map(|Strict(value)| value)
+        .map_err(|error| Fault { line: error.line().max(1), what: what(&error) })
+}
+
+fn not_utf8(bytes: &[u8], at: usize) -> Fault {
+    let before = &bytes[..at];
+    let start = before.iter().rposition(|&byte| byte == b'\n').map_or(0, |newline| newline + 1);
+    Fault {
+        line: 1 + before.iter().filter(|&&byte| byte == b'\n').count(),
+        what: format!("byte {} of the line is not UTF-8: save the file as UTF-8", at - start + 1),
+    }
+}
+
 /// Parses one line of a JSONL file; `place` already names the line.
 pub fn parse_line(text: &str, place: &Place) -> Result<Value, Error> {
     serde_json::from_str::<Strict>(without_mark(text))
@@ -50,10 +77,7 @@ pub fn parse_line(text: &str, place: &Place) -> Result<Value, Error> {
 }
 
 /// Parses a document into a type of its own, which answers for repeated keys.
-pub(super) fn typed<'a, T: Deserialize<'a>>(
-    text: &'a str,
-    place: impl Into<Place>,
-) -> Result<T, Error> {
+pub fn typed<'a, T: Deserialize<'a>>(text: &'a str, place: impl Into<Place>) -> Result<T, Error> {
     serde_json::from_str(without_mark(text))
         .map_err(|e| Error::input(place.into().line(e.line()), what(&e)))
 }
@@ -81,7 +105,7 @@ fn without_mark(text: &str) -> &str {
 }
 
 /// The size of `path`, which must be a plain file: a pipe or a device would block or never end.
-pub(super) fn plain_file_size(path: &Path) -> Result<u64, Error> {
+pub fn plain_file_size(path: &Path) -> Result<u64, Error> {
     let metadata = fs::metadata(path).map_err(Error::io(path))?;
     if metadata.is_file() {
         Ok(metadata.len())
@@ -181,7 +205,7 @@ impl<'de> Visitor<'de> for StrictVisitor {
 }
 
 /// The error for a key that stands twice in one object.
-pub(super) fn repeated<E: de::Error>(key: &str) -> E {
+pub fn repeated<E: de::Error>(key: &str) -> E {
     E::custom(format_args!("the key \"{}\" stands twice", escape(key)))
 }
 
@@ -258,5 +282,12 @@ mod tests {
         assert!(message.contains("line 2: not UTF-8"), "{message}");
         let message = read(folder.path()).unwrap_err().to_string();
         assert!(message.contains("is a folder"), "{message}");
+    }
+
+    #[test]
+    fn bad_utf8_names_line_and_byte() {
+        let fault = parse_bytes(b"{\"a\":\n\"\xff\"}").unwrap_err();
+        assert_eq!(fault.line, 2);
+        assert!(fault.what.contains("byte 2"), "{}", fault.what);
     }
 }
