@@ -40,6 +40,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
         "cli",
         &[
             "error",
+            "json",
             "random",
             "checkpoint",
             "data",

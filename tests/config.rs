@@ -220,7 +220,10 @@ fn text_that_is_not_an_object_is_refused_with_its_file() {
     for (text, fragment) in [
         ("[]", "holds a list, expected a JSON object"),
         ("{\"rms_norm_eps\": NaN}", "not valid JSON"),
-        ("{\"vocab_size\": 1,\n\"vocab_size\": 2}", "line 2: not valid JSON"),
+        (
+            "{\"vocab_size\": 1,\n\"vocab_size\": 2}",
+            "line 2: column 12: the key \"vocab_size\" stands twice",
+        ),
     ] {
         fs::write(&path, text).unwrap();
         let message = Config::read(&path).unwrap_err().to_string();
