@@ -221,3 +221,57 @@ impl Workspace {
 fn dropout(draw: Option<Draw>, room: Option<&mut Act>) -> Option<Dropout<'_>> {
     Some(Dropout { room: room?, draw: draw? })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::checkpoint::weights::Weights;
+    use crate::device::Dtype;
+    use crate::model::load::{Quantization, load};
+    use crate::model::tokens::Limits;
+    use crate::model::workspace::Purpose;
+    use crate::params::Index;
+
+    /// Losses, and the bits of their gradient at the last block's output, with logits held for
+    /// `chunk` rows at once.
+    fn head(chunk: usize) -> (Vec<f32>, Vec<u8>) {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/models/qwen2");
+        let config = Config::read(&folder.join("config.json")).unwrap();
+        let weights = Weights::single(&folder.join("model.safetensors")).unwrap();
+        let device = Device::cpu(2, Dtype::F32, u64::MAX);
+        let decoder = load(&device, config, Some(&weights), Quantization::None).unwrap();
+        let mut params = Params::new(&device, Index::default()).unwrap();
+        let limits = Limits { tokens: 29, sequences: 2, targets: 25 };
+        let purpose = Purpose::Training(Keep::Everything);
+        let mut w = Workspace::new(&device, &decoder, limits, purpose).unwrap();
+        w.head.chunk = chunk;
+        let tokens: Vec<u32> = (0..29).map(|i| i * 13 % 64).collect();
+        let rows: Vec<u32> = (0..29).filter(|row| ![3, 10, 17, 28].contains(row)).collect();
+        let targets: Vec<u32> = rows.iter().map(|row| row * 5 % 64).collect();
+        let sequences = [0..18, 18..29];
+        let batch = Batch {
+            tokens: &tokens,
+            sequences: &sequences,
+            past: 0,
+            rows: &rows,
+            targets: &targets,
+        };
+        decoder.forward(&device, &mut params, &mut w, &batch, None);
+        let losses = decoder.losses(&device, &mut w, Some(1.0 / 25.0));
+        let dx = &w.training.as_ref().unwrap().dx;
+        let mut bits = vec![0; dx.bytes().len()];
+        device.download(dx.bytes(), &mut bits);
+        (losses, bits)
+    }
+
+    #[test]
+    fn how_many_logits_are_held_at_once_changes_no_bit() {
+        let all = head(25);
+        assert!(all.0.iter().all(|loss| *loss > 0.0) && all.1.iter().any(|byte| *byte != 0));
+        for chunk in [1, 7, 24] {
+            assert!(head(chunk) == all, "chunks of {chunk} rows change the result");
+        }
+    }
+}
