@@ -3,7 +3,10 @@
 
 mod common;
 
+use std::path::Path;
+
 use common::{NF4, Open, TRAINING, examples, fixture, json, limits_of, micro_batch, tensor};
+use qlora_train::checkpoint::adapter::{self, Adapter, AdapterTensor, LoraPair, tensor_names};
 use qlora_train::checkpoint::tensors::TensorFile;
 use qlora_train::data::MicroBatch;
 use qlora_train::device::Dtype;
@@ -170,6 +173,64 @@ fn recomputing_a_block_gives_the_same_bits_as_keeping_it() {
         assert_eq!(kept, gradient(Keep::Inputs, 1), "{family}: recomputed");
         assert_eq!(kept, gradient(Keep::Inputs, 3), "{family}: three threads");
     }
+}
+
+#[test]
+fn blocks_that_share_memory_have_room_for_the_largest_update_of_any() {
+    let folder = fixture("models/llama");
+    let reference = json(&folder.join("reference.json"));
+    let all = micro_batch(&examples(reference["rows"].as_array().unwrap()));
+    let mut adapter = Adapter::read(&folder.join("adapter")).unwrap();
+    let first = |name: &str| name.contains(".layers.0.");
+    let of_first = adapter.modules.iter_mut().filter(|(name, _)| first(name));
+    of_first.for_each(|(_, pair)| pair.b.fill(0.0));
+    let even = tempfile::tempdir().unwrap();
+    write_adapter(even.path(), &adapter);
+    // The same function: nothing in the first block, twice the rank in the others.
+    adapter.modules.retain(|name, _| !first(name));
+    adapter.modules.values_mut().for_each(double_rank);
+    adapter.config.rank *= 2;
+    let deep = tempfile::tempdir().unwrap();
+    write_adapter(deep.path(), &adapter);
+    let loss = |adapter: &Path, purpose| {
+        let open = Open {
+            folder: &folder,
+            adapter: Some(adapter),
+            quantization: Quantization::None,
+            dtype: Dtype::F32,
+            threads: 2,
+            limits: limits_of(&all),
+            purpose,
+        };
+        let (mut session, rows) = (open.session(), std::slice::from_ref(&all));
+        session.gradient(rows, Draw { seed: 0, stream: 0 }).loss
+    };
+    let expected = loss(even.path(), TRAINING);
+    for keep in [Keep::Everything, Keep::Inputs] {
+        let found = loss(deep.path(), Purpose::Training(keep));
+        assert!((found - expected).abs() <= 1e-5 * expected, "{keep:?}: {found}, not {expected}");
+    }
+}
+
+/// The same update: s/2 times the sum of two equal ones.
+fn double_rank(pair: &mut LoraPair) {
+    pair.a = [&pair.a[..], &pair.a].concat();
+    pair.b = pair.b.chunks(pair.rank).flat_map(|row| [row, row].concat()).collect();
+    pair.rank *= 2;
+}
+
+fn write_adapter(folder: &Path, adapter: &Adapter) {
+    let of_pair = |(module, pair): (&String, &LoraPair)| {
+        let [a, b] = tensor_names(module);
+        [
+            (a, [pair.rank, pair.inputs], pair.a.clone()),
+            (b, [pair.outputs, pair.rank], pair.b.clone()),
+        ]
+    };
+    let matrices: Vec<_> = adapter.modules.iter().flat_map(of_pair).collect();
+    let tensor = |(name, shape, values)| AdapterTensor { name, shape, values };
+    let borrowed = matrices.iter().map(|(n, s, v)| tensor((&n[..], &s[..], &v[..])));
+    adapter::write(folder, &adapter.config, &borrowed.collect::<Vec<_>>()).unwrap();
 }
 
 #[test]

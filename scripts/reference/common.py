@@ -85,7 +85,7 @@ def load(folder, base="none", dtype=torch.float64, adapter=None):
     with arithmetic(dtype):
         config = AutoConfig.from_pretrained(folder)
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="eager")
-    weights = load_file(Path(folder) / "model.safetensors")
+    weights = {k: v for path in sorted(Path(folder).glob("model*.safetensors")) for k, v in load_file(path).items()}
     if base == "nf4":
         for name, module in model.named_modules():
             if isinstance(module, torch.nn.Linear) and name != "lm_head":

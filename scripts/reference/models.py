@@ -93,7 +93,8 @@ def write_old_config(folder, config):
     old["torch_dtype"] = old.pop("dtype")
     del old["transformers_version"]
     old["rope_theta"] = rope.pop("rope_theta")
-    rope.pop("partial_rotary_factor", None)
+    if rope.pop("partial_rotary_factor", 1.0) != 1.0:
+        old["partial_rotary_factor"] = config.rope_parameters["partial_rotary_factor"]
     rope["type"] = rope["rope_type"]  # the older of its two names
     if config.model_type not in ("llama", "gemma3_text"):
         del rope["rope_type"]
@@ -101,7 +102,7 @@ def write_old_config(folder, config):
     write_json(folder / "config_v4.json", old)
     again = type(config).from_dict(old)
     if config.model_type == "gemma3_text":
-        again.rope_parameters["full_attention"].pop("type")
+        again.rope_parameters["full_attention"].pop("type", None)
     else:
         again.rope_parameters.pop("type", None)
     for key in ("rope_parameters", "layer_types"):

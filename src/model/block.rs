@@ -136,12 +136,12 @@ const SAVED: &str = "activations";
 const GRADS: &str = "activation gradients";
 
 impl Saved {
-    /// Room for `tokens` tokens of `block`.
+    /// Room for `tokens` tokens of any one of `blocks`, which differ in their updates at most.
     ///
     /// # Errors
     /// [`Error::OutOfMemory`].
-    pub fn new(device: &Device, block: &Block, tokens: usize) -> Result<Self, Error> {
-        let act = |columns: usize| device.alloc_act(SAVED, tokens * columns);
+    pub fn new(device: &Device, blocks: &[Block], tokens: usize) -> Result<Self, Error> {
+        let (act, block) = (|columns: usize| device.alloc_act(SAVED, tokens * columns), &blocks[0]);
         let heads = block.attention.heads;
         let (hidden, feed_forward) = (block.down.weight.rows, block.down.weight.cols);
         let raw = block.attention.value_columns().start;
@@ -159,12 +159,18 @@ impl Saved {
             gate_up: act(2 * feed_forward)?,
             h: act(feed_forward)?,
             mlp_out: sandwich.then(|| act(hidden)).transpose()?,
-            low_rank: block
-                .linears()
-                .map(|linear| linear.lora.as_ref().map(|lora| act(lora.rank)).transpose())
+            low_rank: largest_ranks(blocks)
+                .map(|r| r.map(act).transpose())
                 .collect::<Result<_, _>>()?,
         })
     }
+}
+
+/// For each linear map of a block the largest rank that its update has in any of `blocks`.
+fn largest_ranks(blocks: &[Block]) -> impl Iterator<Item = Option<usize>> {
+    let rank = |block: &Block, i| Some(block.linears().nth(i)?.lora.as_ref()?.rank);
+    let of_all = move |i| blocks.iter().filter_map(|block| rank(block, i)).max();
+    (0..blocks[0].linears().count()).map(of_all)
 }
 
 impl Grads {

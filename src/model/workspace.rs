@@ -95,15 +95,17 @@ impl Workspace {
         };
         let training = matches!(purpose, Purpose::Training(_));
         let inputs = if training { c.layers + 1 } else { 2 };
-        let saved = if keep == Keep::Everything { c.layers } else { 1 };
+        let sharing = if keep == Keep::Everything { 1 } else { c.layers };
         let block = &decoder.layers[0];
         Ok(Self {
             tokens: Tokens::new(device, c, limits)?,
             inputs: (0..inputs)
                 .map(|_| device.alloc_act("layer inputs", n * c.hidden))
                 .collect::<Result<_, _>>()?,
-            saved: (0..saved)
-                .map(|i| Saved::new(device, &decoder.layers[i], n))
+            saved: decoder
+                .layers
+                .chunks(sharing)
+                .map(|blocks| Saved::new(device, blocks, n))
                 .collect::<Result<_, _>>()?,
             caches: caches(device, decoder, purpose)?,
             head: HeadRoom::new(device, decoder, limits.targets)?,
