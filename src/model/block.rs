@@ -10,7 +10,6 @@
 use std::ops::Range;
 
 use crate::device::{Act, Buf, Device, Mat, MatMut};
-use crate::error::Error;
 use crate::ops::attention::{self, Attention, Heads};
 use crate::ops::glu::{self, Activation};
 use crate::ops::rmsnorm::{self, Center, Norm};
@@ -19,6 +18,7 @@ use crate::ops::{Write, copy};
 
 use super::cache::LayerCache;
 use super::linear::{Context, Linear};
+use super::saved::{Grads, Saved};
 use super::tokens::Tokens;
 
 /// A linear map and the columns of a fused buffer that it fills.
@@ -67,7 +67,7 @@ pub struct AttentionShape {
 }
 
 impl AttentionShape {
-    fn query_columns(&self) -> Range<usize> {
+    pub(super) fn query_columns(&self) -> Range<usize> {
         0..self.heads.heads * self.heads.head_dim
     }
 
@@ -76,7 +76,7 @@ impl AttentionShape {
         start..start + self.heads.kv_heads * self.heads.head_dim
     }
 
-    fn value_columns(&self) -> Range<usize> {
+    pub(super) fn value_columns(&self) -> Range<usize> {
         let keys = self.key_columns();
         keys.end..keys.end + keys.len()
     }
@@ -103,92 +103,6 @@ pub struct Block {
     pub gate_up: Vec<Slot>,
     /// The MLP's output map.
     pub down: Linear,
-}
-
-/// What the forward pass of one block leaves for its backward pass.
-pub struct Saved {
-    h1: Act,
-    qk: Option<Act>,
-    qkv: Act,
-    lse: Act,
-    o: Act,
-    attention_out: Option<Act>,
-    x1: Act,
-    h2: Act,
-    gate_up: Act,
-    h: Act,
-    mlp_out: Option<Act>,
-    low_rank: Vec<Option<Act>>,
-}
-
-/// Gradients inside one block, the same memory for all blocks.
-pub struct Grads {
-    dn: Act,
-    dqkv: Act,
-    d_o: Act,
-    d_gate_up: Act,
-    dh: Act,
-}
-
-/// Label of what forward passes leave for backward passes.
-const SAVED: &str = "activations";
-/// Label of the gradients within a block.
-const GRADS: &str = "activation gradients";
-
-impl Saved {
-    /// Room for `tokens` tokens of any one of `blocks`, which differ in their updates at most.
-    ///
-    /// # Errors
-    /// [`Error::OutOfMemory`].
-    pub fn new(device: &Device, blocks: &[Block], tokens: usize) -> Result<Self, Error> {
-        let (act, block) = (|columns: usize| device.alloc_act(SAVED, tokens * columns), &blocks[0]);
-        let heads = block.attention.heads;
-        let (hidden, feed_forward) = (block.down.weight.rows, block.down.weight.cols);
-        let raw = block.attention.value_columns().start;
-        let sandwich = block.norms.outputs.is_some();
-        let lse = attention::lse_dtype(device.dtype());
-        Ok(Self {
-            h1: act(hidden)?,
-            qk: block.norms.query_key.as_ref().map(|_| act(raw)).transpose()?,
-            qkv: act(block.attention.fused_columns())?,
-            lse: device.alloc_dense(SAVED, tokens * heads.heads, lse)?,
-            o: act(heads.heads * heads.head_dim)?,
-            attention_out: sandwich.then(|| act(hidden)).transpose()?,
-            x1: act(hidden)?,
-            h2: act(hidden)?,
-            gate_up: act(2 * feed_forward)?,
-            h: act(feed_forward)?,
-            mlp_out: sandwich.then(|| act(hidden)).transpose()?,
-            low_rank: largest_ranks(blocks)
-                .map(|r| r.map(act).transpose())
-                .collect::<Result<_, _>>()?,
-        })
-    }
-}
-
-/// For each linear map of a block the largest rank that its update has in any of `blocks`.
-fn largest_ranks(blocks: &[Block]) -> impl Iterator<Item = Option<usize>> {
-    let rank = |block: &Block, i| Some(block.linears().nth(i)?.lora.as_ref()?.rank);
-    let of_all = move |i| blocks.iter().filter_map(|block| rank(block, i)).max();
-    (0..blocks[0].linears().count()).map(of_all)
-}
-
-impl Grads {
-    /// Room for `tokens` tokens of a block like `block`.
-    ///
-    /// # Errors
-    /// [`Error::OutOfMemory`].
-    pub fn new(device: &Device, block: &Block, tokens: usize) -> Result<Self, Error> {
-        let act = |columns: usize| device.alloc_act(GRADS, tokens * columns);
-        let (hidden, feed_forward) = (block.down.weight.rows, block.down.weight.cols);
-        Ok(Self {
-            dn: act(hidden)?,
-            dqkv: act(block.attention.fused_columns())?,
-            d_o: act(block.attention.query_columns().len())?,
-            d_gate_up: act(2 * feed_forward)?,
-            dh: act(feed_forward)?,
-        })
-    }
 }
 
 impl Block {

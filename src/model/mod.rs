@@ -3,7 +3,7 @@
 //!
 //! [`config`] holds what was read, already consistent, and [`rope`] the rotary angles; [`load`]
 //! builds the [`decoder`] from a folder's tensors. A pass goes from [`decoder`] to [`block`] to
-//! [`linear`] to one [`weight`]; [`tokens`] is what it runs over, [`workspace`] the memory it runs in,
+//! [`linear`] to one [`weight`]; [`tokens`] is what it runs over, [`workspace`] the memory it runs in ([`saved`]: what blocks keep),
 //! [`cache`] what generation keeps. Which numbers are trained is not known here: `methods` attaches
 //! them to the linear maps.
 
@@ -14,6 +14,7 @@ pub mod decoder;
 pub mod linear;
 pub mod load;
 pub mod rope;
+pub mod saved;
 pub mod tokens;
 pub mod weight;
 pub mod workspace;

@@ -8,9 +8,9 @@
 use crate::device::{Act, Buf, Device, Dtype};
 use crate::error::Error;
 
-use super::block::{Grads, Saved};
 use super::cache::LayerCache;
 use super::decoder::Decoder;
+use super::saved::{Grads, Saved};
 use super::tokens::{Limits, Tokens};
 
 /// What the blocks keep between forward and backward.
