@@ -21,6 +21,7 @@ use std::sync::Arc;
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use memmap2::Mmap;
+use safetensors::SafeTensors;
 
 use super::header::{self, Entry};
 use super::identify::Kind;
@@ -122,6 +123,9 @@ impl TensorFile {
             ));
         }
         let entries = header::parse(&map[..start], size, &path)?;
+        // The crate has the last word, so that nothing is read here that other programs refuse.
+        SafeTensors::read_metadata(&map)
+            .map_err(|error| Error::input(&path, format!("{error}: download it again")))?;
         Ok(Self { path, map: Arc::new(map), entries })
     }
 

@@ -14,7 +14,7 @@ use qlora_train::model::decoder::Decoder;
 use qlora_train::model::load::load;
 use qlora_train::model::workspace::Purpose;
 use qlora_train::params::Index;
-use qlora_train::train::evaluate::{Evaluation, evaluate, limits};
+use qlora_train::train::evaluate::{Evaluation, RecordLoss, evaluate, limits};
 use qlora_train::train::session::Session;
 use serde_json::{Value, json};
 
@@ -150,14 +150,14 @@ fn as_json(results: &[(Option<&Path>, Evaluation)], per_record: bool) -> Value {
 }
 
 fn records(evaluation: &Evaluation) -> Value {
-    let record = |(index, record): (usize, &qlora_train::train::evaluate::RecordLoss)| {
+    let record = |record: &RecordLoss| {
         json!({
-            "index": index,
+            "index": record.record,
             "supervised_tokens": record.tokens,
             "loss_sum": record.loss_sum,
         })
     };
-    evaluation.records.iter().enumerate().map(record).collect()
+    evaluation.records.iter().map(record).collect()
 }
 
 fn as_table(results: &[(Option<&Path>, Evaluation)]) -> String {

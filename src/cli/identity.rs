@@ -86,7 +86,7 @@ mod tests {
         let example = |tokens: &[u32], supervised: &[bool]| Example {
             tokens: tokens.to_vec(),
             supervised: supervised.to_vec(),
-            origin: Origin { file: 0, line: 1 },
+            origin: Origin { file: 0, line: 1, record: 0 },
         };
         let one = data(&[example(&[1, 2], &[false, true]), example(&[3], &[false])]);
         let mask = data(&[example(&[1, 2], &[false, false]), example(&[3], &[false])]);

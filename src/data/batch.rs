@@ -162,7 +162,7 @@ mod tests {
         Example {
             tokens: tokens.to_vec(),
             supervised: supervised.to_vec(),
-            origin: Origin { file: 0, line: 1 },
+            origin: Origin { file: 0, line: 1, record: 0 },
         }
     }
 

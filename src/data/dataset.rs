@@ -37,6 +37,8 @@ pub struct Origin {
     pub file: usize,
     /// Line of the file, from 1.
     pub line: usize,
+    /// Ordinal of the record over all files, from 0; records that are dropped count too.
+    pub record: usize,
 }
 
 /// A sequence to learn from.
@@ -133,7 +135,8 @@ impl Dataset {
                 let read: Vec<_> = chunk.par_iter().map(|piece| reader.read(piece)).collect();
                 for (piece, records) in chunk.iter().zip(read) {
                     for marked in records? {
-                        let origin = Origin { file, line: piece.line };
+                        let record = dataset.report.records;
+                        let origin = Origin { file, line: piece.line, record };
                         dataset.add(marked, origin, &reader);
                     }
                 }

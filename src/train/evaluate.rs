@@ -10,6 +10,8 @@ use super::session::Session;
 /// What one record contributed.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct RecordLoss {
+    /// Ordinal of the record over all files, from 0.
+    pub record: usize,
     /// Supervised tokens.
     pub tokens: u64,
     /// Sum of their losses.
@@ -19,7 +21,7 @@ pub struct RecordLoss {
 /// The losses of a data set.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Evaluation {
-    /// One for each example, in their order.
+    /// One for each record that taught something, in their order.
     pub records: Vec<RecordLoss>,
 }
 
@@ -68,14 +70,28 @@ pub fn evaluate(
     let mut records = Vec::with_capacity(examples.len());
     for row in rows(examples, seq_len) {
         let micro = MicroBatch::new(examples, std::slice::from_ref(&row));
-        let mut sums = vec![RecordLoss::default(); row.examples.len()];
+        let record = |index: &usize| examples[*index].origin.record;
+        let sums = row.examples.iter().map(record);
+        let mut sums: Vec<_> =
+            sums.map(|record| RecordLoss { record, ..RecordLoss::default() }).collect();
         for (target, loss) in micro.targets.iter().zip(session.evaluate(&micro)) {
             let record = &mut sums[target.segment as usize];
             record.tokens += 1;
             record.loss_sum += f64::from(loss);
         }
         session.device.synchronize()?;
-        records.extend(sums);
+        sums.into_iter().for_each(|sum| add(&mut records, sum));
     }
     Ok(Evaluation { records })
+}
+
+/// Adds a sequence's losses; the pieces of one long text make one record.
+fn add(records: &mut Vec<RecordLoss>, sum: RecordLoss) {
+    match records.last_mut() {
+        Some(last) if last.record == sum.record => {
+            last.tokens += sum.tokens;
+            last.loss_sum += sum.loss_sum;
+        }
+        _ => records.push(sum),
+    }
 }

@@ -123,7 +123,7 @@ mod tests {
         let example = |i: usize| Example {
             tokens: vec![i as u32; 3 + i % 4],
             supervised: (0..3 + i % 4).map(|token| token > 0).collect(),
-            origin: Origin { file: 0, line: i + 1 },
+            origin: Origin { file: 0, line: i + 1, record: i },
         };
         (0..count).map(example).collect()
     }

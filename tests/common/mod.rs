@@ -89,7 +89,7 @@ pub fn examples(rows: &[serde_json::Value]) -> Vec<Example> {
             .enumerate()
             .map(|(i, label)| i > 0 && *label >= 0)
             .collect(),
-        origin: Origin { file: 0, line: 1 },
+        origin: Origin { file: 0, line: 1, record: 0 },
     };
     rows.iter().map(example).collect()
 }
