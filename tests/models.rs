@@ -6,12 +6,15 @@ mod common;
 use std::path::Path;
 
 use common::{NF4, Open, TRAINING, examples, fixture, json, limits_of, micro_batch, tensor};
-use qlora_train::checkpoint::adapter::{self, Adapter, AdapterTensor, LoraPair, tensor_names};
+use qlora_train::checkpoint::adapter::{
+    self, Adapter, AdapterTensor, LoraPair, TargetModules, tensor_names,
+};
 use qlora_train::checkpoint::tensors::TensorFile;
 use qlora_train::data::MicroBatch;
-use qlora_train::device::Dtype;
+use qlora_train::device::{Device, Dtype};
+use qlora_train::methods::lora;
 use qlora_train::model::config::Config;
-use qlora_train::model::load::Quantization;
+use qlora_train::model::load::{Quantization, load};
 use qlora_train::model::workspace::{Keep, Purpose};
 use qlora_train::ops::dropout::Draw;
 use qlora_train::tolerance::{self, max_error, scaled_error};
@@ -231,6 +234,23 @@ fn write_adapter(folder: &Path, adapter: &Adapter) {
     let tensor = |(name, shape, values)| AdapterTensor { name, shape, values };
     let borrowed = matrices.iter().map(|(n, s, v)| tensor((&n[..], &s[..], &v[..])));
     adapter::write(folder, &adapter.config, &borrowed.collect::<Vec<_>>()).unwrap();
+}
+
+#[test]
+fn an_adapter_of_some_layers_is_written_on_for_these_layers_only() {
+    let folder = fixture("models/llama");
+    let mut adapter = Adapter::read(&folder.join("adapter")).unwrap();
+    let named = |adapter: &Adapter| {
+        let config = Config::read(&folder.join("config.json")).unwrap();
+        let device = Device::plan(1, Dtype::F32, u64::MAX);
+        let mut decoder = load(&device, config, None, Quantization::None).unwrap();
+        lora::attach_adapter(&mut decoder, adapter, &folder, 0.0).unwrap().config.target_modules
+    };
+    let parts = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"];
+    assert_eq!(named(&adapter), TargetModules::Suffixes(parts.map(String::from).to_vec()));
+    adapter.modules.retain(|name, _| name.contains(".layers.1."));
+    let whole = adapter.modules.keys().cloned().collect();
+    assert_eq!(named(&adapter), TargetModules::Suffixes(whole));
 }
 
 #[test]

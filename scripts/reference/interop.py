@@ -55,9 +55,10 @@ MODELS = {
 LORAS = [
     dict(r=4, lora_alpha=8, target_modules="all-linear"),
     dict(r=6, lora_alpha=12, use_rslora=True, target_modules=["q_proj", "v_proj", "qkv_proj"]),
-    dict(r=8, lora_alpha=5, rank_pattern={"o_proj": 3, "layers.1.mlp.down_proj": 16}, alpha_pattern={"down_proj": 24},
+    dict(r=8, lora_alpha=5, rank_pattern={"o_proj": 3, "layers.1.mlp.down_proj": 16}, alpha_pattern={"mlp.down_proj": 24, "down_proj": 3},
          target_modules="all-linear"),
     dict(r=16, lora_alpha=32, layers_to_transform=[1], target_modules=["o_proj", "down_proj"]),
+    dict(r=64, lora_alpha=64, target_modules="all-linear"),
 ]
 LENGTHS = (40, 17, 5, 2)
 TRAINING = ["--no-shuffle", "--max-steps", "3", "--grad-accum", "2", "--learning-rate", "1e-3"]

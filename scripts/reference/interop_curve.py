@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import bitsandbytes
 import torch
 from safetensors.torch import load_file
 from transformers import get_scheduler
@@ -32,6 +33,9 @@ CASES = {
                "grad_accum": 2, "weight_decay": 0.1, "max_steps": 50, "records": 61, "max_grad_norm": 0.5},
     "gemma": {**RULE, "model": "gemma3", "base": "none", "lora": 0, "packing": True, "seq_len": 48, "batch_size": 1,
               "grad_accum": 3, "max_steps": 50, "records": 40, "lr_scheduler": "linear", "warmup_steps": 0},
+    # Beside bitsandbytes' own optimizer, whose code on the CPU only approximates its kernels: no case for 1e-5.
+    "eight-bit": {**RULE, "model": "llama-biases", "base": "none", "lora": 4, "optimizer": "adamw-8bit", "weight_decay": 0.1,
+                  "batch_size": 2, "grad_accum": 2, "max_steps": 50, "records": 60, "limit": 2e-3},
 }
 STEPS = 50
 
@@ -54,17 +58,17 @@ def compare(binary, work, name, case, seed):
     own, own_end = run(binary, work, case, start)
     true, true_end = torch_curve(work / "model", case, start, records)
     apart = lambda key, steps: max(abs(a[key] - b[key]) / max(abs(b[key]), 1e-12) for a, b in list(zip(own, true, strict=True))[:steps])
-    scaled = max(((own_end[k].double() - v).abs().max() / v.abs().max()).item() for k, v in true_end.items())
+    scaled = max(((own_end[k].to(v.dtype) - v).abs().max() / v.abs().max()).item() for k, v in true_end.items())
     distances = {"learning_rate": apart("learning_rate", STEPS), "loss": apart("loss", STEPS), "grad_norm (first 5)": apart("grad_norm", 5)}
     print(f"{name}: loss {true[0]['loss']:.3f} to {true[-1]['loss']:.3f};", *(f"{k} {v:.1g};" for k, v in distances.items()),
           f"grad_norm (all) {apart('grad_norm', STEPS):.1g}; adapter {scaled:.1g}", flush=True)
-    return [f"{name}: {k}" for k, v in distances.items() if not v <= 1e-5]
+    return [f"{name}: {k}" for k, v in distances.items() if not v <= case.get("limit", 1e-5)]
 
 
 def run(binary, work, case, start):
     words = [binary, work / "model", work / "data.jsonl", "--output-dir", work / "out", "--init-adapter", start, "--dtype", "f32",
              "--no-shuffle", "--lora-dropout", "0", "--quantization", case["base"]]
-    for key in sorted(case.keys() - {"model", "base", "lora", "packing", "records"}):
+    for key in sorted(case.keys() - {"model", "base", "lora", "packing", "records", "limit"}):
         words += ["--" + key.replace("_", "-"), case[key]]
     words.append("--packing" if case["packing"] else "--no-packing")
     subprocess.run([str(w) for w in words], check=True, capture_output=True)
@@ -73,10 +77,12 @@ def run(binary, work, case, start):
 
 
 def torch_curve(folder, case, start, records):
-    model = load(folder, case["base"], adapter=start)
+    eight_bit = case.get("optimizer") == "adamw-8bit"
+    model = load(folder, case["base"], torch.float32 if eight_bit else torch.float64, start)
     parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=case["learning_rate"], betas=(case["adam_beta1"], case["adam_beta2"]),
-                                  eps=case["adam_epsilon"], weight_decay=case["weight_decay"])
+    adamw = bitsandbytes.optim.AdamW8bit if eight_bit else torch.optim.AdamW
+    optimizer = adamw(parameters, lr=case["learning_rate"], betas=(case["adam_beta1"], case["adam_beta2"]),
+                      eps=case["adam_epsilon"], weight_decay=case["weight_decay"])
     kind = "constant_with_warmup" if case["lr_scheduler"] == "constant" else case["lr_scheduler"]
     schedule = get_scheduler(kind, optimizer, case.get("warmup_steps", 2), STEPS)
     curve.SEQ_LEN = case.get("seq_len")

@@ -102,8 +102,11 @@ pub fn attach_adapter(
         let what = "the model has no linear map of this name: the adapter belongs to another model";
         return Err(Error::input(Place::file(folder).tensor(stranger), what));
     }
-    let config = AdapterConfig { dropout, ..adapter.config.clone() };
-    Ok(Attached { index, config })
+    let target_modules = updated(decoder);
+    Ok(Attached {
+        index,
+        config: AdapterConfig { dropout, target_modules, ..adapter.config.clone() },
+    })
 }
 
 /// Sets the values of a new adapter.
@@ -176,6 +179,20 @@ impl Targets {
         names.dedup();
         TargetModules::Suffixes(names)
     }
+}
+
+/// Names by which PEFT finds the maps with an update and no others: their last parts, or, where these
+/// say too much (an adapter of some layers only), whole names.
+fn updated(decoder: &mut Decoder) -> TargetModules {
+    let (with, without): (Vec<_>, Vec<_>) =
+        linears(decoder).partition(|linear| linear.lora.is_some());
+    let mut names: Vec<_> = with.iter().map(|linear| last_part(&linear.name)).collect();
+    if without.iter().any(|linear| names.contains(&last_part(&linear.name))) {
+        names = with.iter().map(|linear| linear.name.clone()).collect();
+    }
+    names.sort();
+    names.dedup();
+    TargetModules::Suffixes(names)
 }
 
 fn is_named(module: &str, name: &str) -> bool {

@@ -103,9 +103,10 @@ impl AdapterConfig {
         }
     }
 
-    /// The file's text: the stable fields that PEFT and vLLM read, keys sorted, two spaces.
+    /// The file's text: the stable fields that PEFT and vLLM read, keys sorted, two spaces. The
+    /// patterns keep their order, by which PEFT chooses.
     pub fn to_json(&self) -> String {
-        let mut value = json!({
+        let value = json!({
             "alpha_pattern": object(&self.alpha_pattern, |&alpha| number(alpha)),
             "base_model_name_or_path": self.base_model,
             "bias": "none",
@@ -126,7 +127,6 @@ impl AdapterConfig {
             "use_dora": false,
             "use_rslora": self.scaling == Scaling::RootRank,
         });
-        value.sort_all_objects();
         format!("{value:#}\n")
     }
 }
@@ -188,6 +188,16 @@ mod tests {
         assert_eq!(parse(serde_json::from_str(&text).unwrap()).unwrap(), config);
         let keys: Vec<_> = text.lines().filter(|l| l.starts_with("  \"")).collect();
         assert!(keys.is_sorted(), "{keys:?}");
+    }
+
+    #[test]
+    fn writing_does_not_change_which_pattern_comes_first() {
+        let patterns = json!({"v_proj": 2, "layers.0.v_proj": 7});
+        let mut config = with("rank_pattern", patterns.clone()).unwrap();
+        config.alpha_pattern = with("alpha_pattern", patterns).unwrap().alpha_pattern;
+        let again = parse(serde_json::from_str(&config.to_json()).unwrap()).unwrap();
+        assert_eq!(again.rank_of("model.layers.0.v_proj"), 2);
+        assert_eq!(again.scale_of("model.layers.0.v_proj"), 1.0);
     }
 
     #[test]
