@@ -24,10 +24,7 @@ const TOKENIZER: [&str; 9] = [
 ///
 /// # Errors
 /// A file cannot be read or written.
-pub fn tokenizer(
-    model: &ModelFiles,
-    mut place: impl FnMut(&str) -> PathBuf,
-) -> Result<(), Error> {
+pub fn tokenizer(model: &ModelFiles, mut place: impl FnMut(&str) -> PathBuf) -> Result<(), Error> {
     TOKENIZER.iter().try_for_each(|name| copy(model, name, &mut place))
 }
 

@@ -166,8 +166,10 @@ fn as_table(results: &[(Option<&Path>, Evaluation)]) -> String {
     };
     let width = results.iter().map(|(adapter, _)| name(adapter).chars().count()).max();
     let width = width.unwrap_or(0).max("adapter".len());
-    let mut lines =
-        vec![format!("{:width$}  {:>10}  {:>12}  {:>10}", "adapter", "loss", "perplexity", "tokens")];
+    let mut lines = vec![format!(
+        "{:width$}  {:>10}  {:>12}  {:>10}",
+        "adapter", "loss", "perplexity", "tokens"
+    )];
     for (adapter, evaluation) in results {
         lines.push(format!(
             "{:width$}  {:>10.5}  {:>12.4}  {:>10}",

@@ -20,8 +20,8 @@ use super::flags::{BaseFlags, DeviceFlags};
 use super::job::tell_unknown;
 use super::machine::Machine;
 use super::opened::{Opened, open};
-use super::values::{Date, date, not_negative, seed, share, whole};
 use super::output;
+use super::values::{Date, date, not_negative, seed, share, whole};
 
 /// Flags of `generate`.
 #[derive(Debug, Clone, Args)]
@@ -187,7 +187,8 @@ fn load_session(
     prompt: usize,
     most: usize,
 ) -> Result<Session, Error> {
-    let adapter = args.adapter.as_deref().map(|folder| Ok::<_, Error>((Adapter::read(folder)?, folder)));
+    let adapter =
+        args.adapter.as_deref().map(|folder| Ok::<_, Error>((Adapter::read(folder)?, folder)));
     let adapter = adapter.transpose()?;
     let device = machine.open();
     let quantization = args.base.quantization();
@@ -239,7 +240,9 @@ impl<'a> Writer<'a> {
 
     fn show(&mut self, piece: &str) -> ControlFlow<()> {
         self.text.push_str(piece);
-        if self.shown && let Err(error) = output::piece(piece) {
+        if self.shown
+            && let Err(error) = output::piece(piece)
+        {
             self.failure = Some(error);
             return ControlFlow::Break(());
         }

@@ -4,9 +4,9 @@ use std::io::IsTerminal;
 use std::path::PathBuf;
 
 use clap::Args;
+use qlora_train::data::Tokenizer;
 use qlora_train::data::{DataReport, Dataset, Example, Policy};
 use qlora_train::data::{ExplainedToken, explain};
-use qlora_train::data::Tokenizer;
 use qlora_train::error::{Error, Place, escape};
 use serde_json::{Value, json};
 

@@ -92,10 +92,7 @@ impl MethodFlags {
     }
 }
 
-fn names_same(
-    flag: &[String],
-    config: &qlora_train::checkpoint::adapter::AdapterConfig,
-) -> bool {
+fn names_same(flag: &[String], config: &qlora_train::checkpoint::adapter::AdapterConfig) -> bool {
     let sorted = |names: &[String]| {
         let mut names = names.to_vec();
         names.sort();

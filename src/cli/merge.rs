@@ -42,7 +42,12 @@ pub struct MergeArgs {
     #[arg(long, value_name = "DIR", required_unless_present = "config")]
     adapter: Option<PathBuf>,
     /// Where the folder goes; absent or empty
-    #[arg(long, visible_alias = "output-dir", value_name = "DIR", required_unless_present = "config")]
+    #[arg(
+        long,
+        visible_alias = "output-dir",
+        value_name = "DIR",
+        required_unless_present = "config"
+    )]
     output: Option<PathBuf>,
     /// Settings from a file, in snake_case; the command line wins
     #[arg(long, value_name = "FILE.toml")]
@@ -158,7 +163,8 @@ impl Merge<'_> {
     }
 
     fn merged(&self, name: &str, loss: &mut Loss) -> Result<Vec<bf16>, Error> {
-        let module = name.strip_suffix(".weight").filter(|module| self.shapes.contains_key(*module));
+        let module =
+            name.strip_suffix(".weight").filter(|module| self.shapes.contains_key(*module));
         let Some(module) = module else {
             let values = self.opened.weights.tensor(name)?.finite_f32()?;
             return Ok(values.into_iter().map(bf16::from_f32).collect());
@@ -331,9 +337,13 @@ mod tests {
     use super::*;
 
     fn pair() -> LoraPair {
-        LoraPair { rank: 2, inputs: 3, outputs: 2, a: vec![1., 2., 3., 4., 5., 6.], b: vec![
-            1., 0.5, -1., 2.,
-        ] }
+        LoraPair {
+            rank: 2,
+            inputs: 3,
+            outputs: 2,
+            a: vec![1., 2., 3., 4., 5., 6.],
+            b: vec![1., 0.5, -1., 2.],
+        }
     }
 
     #[test]

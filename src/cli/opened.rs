@@ -5,9 +5,9 @@ use std::path::Path;
 use qlora_train::checkpoint::bitsandbytes;
 use qlora_train::checkpoint::location::ModelFiles;
 use qlora_train::checkpoint::weights::Weights;
-use qlora_train::data::TokenizerFiles;
 use qlora_train::data::Moment;
 use qlora_train::data::Tokenizer;
+use qlora_train::data::TokenizerFiles;
 use qlora_train::error::{Error, Place};
 use qlora_train::model::config::Config;
 

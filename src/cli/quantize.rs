@@ -33,7 +33,12 @@ pub struct QuantizeArgs {
     #[arg(required_unless_present = "config")]
     model: Option<String>,
     /// Where the folder goes; absent or empty
-    #[arg(long, visible_alias = "output-dir", value_name = "DIR", required_unless_present = "config")]
+    #[arg(
+        long,
+        visible_alias = "output-dir",
+        value_name = "DIR",
+        required_unless_present = "config"
+    )]
     output: Option<PathBuf>,
     /// Settings from a file, in snake_case; the command line wins
     #[arg(long, value_name = "FILE.toml")]
@@ -102,7 +107,8 @@ impl Store<'_> {
         let groups = groups(self.opened);
         let mut specs = Vec::new();
         for group in &groups {
-            let of_group = group.iter().map(|name| self.specs(name)).collect::<Result<Vec<_>, _>>()?;
+            let of_group =
+                group.iter().map(|name| self.specs(name)).collect::<Result<Vec<_>, _>>()?;
             specs.push(of_group.concat());
         }
         let mut writer = TensorWriter::create(path, specs, Align::Cache)?;
@@ -192,8 +198,8 @@ fn stated_dtype(tensor: &Tensor) -> DType {
 pub fn groups(opened: &Opened) -> Vec<Vec<String>> {
     let mut groups = vec![Vec::new(); opened.config.layers + 2];
     for name in opened.weights.names() {
-        let unused = name.ends_with("rotary_emb.inv_freq")
-            || opened.config.tied && name == "lm_head.weight";
+        let unused =
+            name.ends_with("rotary_emb.inv_freq") || opened.config.tied && name == "lm_head.weight";
         if !unused {
             groups[group_of(name, opened.config.layers)].push(name.to_owned());
         }

@@ -3,9 +3,9 @@
 
 use std::path::{Path, PathBuf};
 
+use qlora_train::data::Tokenizer;
 use qlora_train::data::{DataReport, Dataset, Example, Policy};
 use qlora_train::data::{ExplainedToken, explain};
-use qlora_train::data::Tokenizer;
 use qlora_train::error::{Error, Place, escape};
 
 use super::opened::Opened;
@@ -23,11 +23,15 @@ pub fn load(
     tokenizer: Option<&Tokenizer>,
     policy: &Policy,
 ) -> Result<Dataset, Error> {
-    Dataset::load(files, tokenizer, policy).map_err(|error| match (error, opened.files.tokenizer()) {
-        (Error::Input { place, what }, Err(missing)) if what.starts_with("needs a tokenizer") => {
-            Error::input(place, format!("needs a tokenizer, or input_ids: {missing}"))
+    Dataset::load(files, tokenizer, policy).map_err(|error| {
+        match (error, opened.files.tokenizer()) {
+            (Error::Input { place, what }, Err(missing))
+                if what.starts_with("needs a tokenizer") =>
+            {
+                Error::input(place, format!("needs a tokenizer, or input_ids: {missing}"))
+            }
+            (error, _) => error,
         }
-        (error, _) => error,
     })
 }
 

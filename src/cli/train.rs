@@ -10,8 +10,8 @@ use std::sync::atomic::AtomicI32;
 use clap::Args;
 use qlora_train::checkpoint::adapter::AdapterConfig;
 use qlora_train::checkpoint::atomic;
-use qlora_train::data::{Dataset, Policy};
 use qlora_train::data::Tokenizer;
+use qlora_train::data::{Dataset, Policy};
 use qlora_train::device::cpu::SCRATCH;
 use qlora_train::error::{Error, Place};
 use qlora_train::methods::lora;
@@ -235,8 +235,7 @@ fn prepare(
     }
     let device = machine.open();
     let quantization = flags.base.quantization();
-    let mut decoder =
-        load(&device, opened.config.clone(), Some(&opened.weights), quantization)?;
+    let mut decoder = load(&device, opened.config.clone(), Some(&opened.weights), quantization)?;
     let attached = source.method().attach(&mut decoder)?;
     let scratch = plan.report.labels.get(SCRATCH).map_or(0, |usage| usage.peak);
     device.reserve_scratch(scratch as usize)?;

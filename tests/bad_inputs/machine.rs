@@ -12,8 +12,20 @@ const ADAPTER: &str = "adapter_model.safetensors";
 fn line(folder: &Folder, output: &str, steps: &str) -> Vec<String> {
     let data = ids_model().with_file_name("data.jsonl");
     [
-        &*text(ids_model()), &*text(data), "--output-dir", &folder.name(output), "--max-steps", steps,
-        "--save-steps", "2", "--seq-len", "64", "--grad-accum", "2", "--keep-checkpoints", "3",
+        &*text(ids_model()),
+        &*text(data),
+        "--output-dir",
+        &folder.name(output),
+        "--max-steps",
+        steps,
+        "--save-steps",
+        "2",
+        "--seq-len",
+        "64",
+        "--grad-accum",
+        "2",
+        "--keep-checkpoints",
+        "3",
     ]
     .map(str::to_owned)
     .to_vec()
@@ -67,8 +79,11 @@ fn streams_that_nobody_reads_end_no_run() {
         ["generate", &model, "--prompt", "a", "--max-new-tokens", "20"].map(str::to_owned);
     for arguments in [&plan[..], &generate] {
         for script in [
-            "\"$0\" \"$@\" | head -c 0", "exec \"$0\" \"$@\" >&-", "exec \"$0\" \"$@\" 2>&-",
-            "exec \"$0\" \"$@\" >&- 2>&- <&-", "exec \"$0\" \"$@\" 2>/dev/full >/dev/null",
+            "\"$0\" \"$@\" | head -c 0",
+            "exec \"$0\" \"$@\" >&-",
+            "exec \"$0\" \"$@\" 2>&-",
+            "exec \"$0\" \"$@\" >&- 2>&- <&-",
+            "exec \"$0\" \"$@\" 2>/dev/full >/dev/null",
         ] {
             let (code, told) = shell(script, arguments);
             assert!(matches!(code, Some(0 | 1)), "{script}: {code:?} {told}");
@@ -127,13 +142,24 @@ fn a_damaged_checkpoint_is_passed_over_or_refused_by_name() {
             fs::create_dir(path).unwrap();
         }),
     ];
-    let files =
-        ["trainer_state.json", "optimizer.safetensors", ADAPTER, "adapter_config.json"];
+    let files = [
+        "trainer_state.json",
+        "optimizer.safetensors",
+        ADAPTER,
+        "adapter_config.json",
+        "digests.json",
+    ];
     for (what, damage) in damages {
         for file in files {
             let copy = format!("{what}-{file}");
             let from = folder.name("whole");
-            assert!(Command::new("cp").args(["-r", &from, &folder.name(&copy)]).status().unwrap().success());
+            assert!(
+                Command::new("cp")
+                    .args(["-r", &from, &folder.name(&copy)])
+                    .status()
+                    .unwrap()
+                    .success()
+            );
             damage(folder.at(&copy).join("checkpoint-6").join(file));
             damage(folder.at(&copy).join("checkpoint-4").join(file));
             let named = folder.name(&format!("{copy}/checkpoint-6"));

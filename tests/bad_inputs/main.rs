@@ -190,7 +190,10 @@ impl Folder {
     /// A copy of the model that has a tokenizer and a chat template, in `model/`.
     fn text_model(&self) -> String {
         for name in [
-            "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
+            "config.json",
+            "model.safetensors",
+            "tokenizer.json",
+            "tokenizer_config.json",
             "generation_config.json",
         ] {
             self.write(&format!("model/{name}"), fs::read(text_model().join(name)).unwrap());

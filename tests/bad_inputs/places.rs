@@ -74,7 +74,8 @@ fn models_that_are_none() {
         }),
         model("pickle of PyTorch", Refused("pytorch_model.bin"), |folder| {
             let model = folder.model();
-            fs::rename(folder.at("model/model.safetensors"), folder.at("model/pytorch_model.bin")).unwrap();
+            fs::rename(folder.at("model/model.safetensors"), folder.at("model/pytorch_model.bin"))
+                .unwrap();
             model
         }),
         model("a device", Refused("/dev/null"), |_| "/dev/null".into()),

@@ -11,11 +11,13 @@ fn template(name: &str, verdict: Verdict, text: impl Into<String>) -> Case {
     })
 }
 
-const TURNS: &str = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}{{ eos_token }}{% endfor %}";
+const TURNS: &str =
+    "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}{{ eos_token }}{% endfor %}";
 
 #[test]
 fn templates_from_strangers() {
     let refused = Refused("chat_template.jinja");
+    let no_answer = Refused("has no answer to learn");
     let bad = |name: &str, text: &str| template(name, refused, text);
     battery(&[
         template("turns", Done, TURNS),
@@ -30,23 +32,34 @@ fn templates_from_strangers() {
         bad("extends", "{% extends 'base' %}"),
         bad("way to Python", "{{ ''.__class__.__mro__[1].__subclasses__() }}"),
         bad("range of 10^12", "{% for i in range(1000000000000) %}a{% endfor %}"),
-        bad("nested loops", "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"),
+        bad(
+            "nested loops",
+            "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+        ),
         bad("string bomb", "{{ 'a' * 100000000000 }}"),
-        bad("doubling bomb", "{% set ns = namespace(x='aaaaaaaa') %}{% for i in range(60) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}{{ ns.x }}"),
-        bad("list bomb", "{% set ns = namespace(x=[1]) %}{% for i in range(60) %}{% set ns.x = ns.x + ns.x %}{% endfor %}{{ ns.x | length }}"),
-        bad("replace bomb", "{% set ns = namespace(x='aa') %}{% for i in range(60) %}{% set ns.x = ns.x | replace('a', 'aaaa') %}{% endfor %}{{ ns.x }}"),
-        bad("join bomb", "{% set ns = namespace(x='aa') %}{% for i in range(60) %}{% set ns.x = [ns.x, ns.x, ns.x] | join('aaaa') %}{% endfor %}{{ ns.x }}"),
+        bad(
+            "doubling bomb",
+            "{% set ns = namespace(x='aaaaaaaa') %}{% for i in range(60) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}{{ ns.x }}",
+        ),
+        bad(
+            "replace bomb",
+            "{% set ns = namespace(x='aa') %}{% for i in range(60) %}{% set ns.x = ns.x | replace('a', 'aaaa') %}{% endfor %}{{ ns.x }}",
+        ),
+        bad(
+            "join bomb",
+            "{% set ns = namespace(x='aa') %}{% for i in range(60) %}{% set ns.x = [ns.x, ns.x, ns.x] | join('aaaa') %}{% endfor %}{{ ns.x }}",
+        ),
         bad("indent bomb", "{{ 'a\n' | indent(100000000000) }}"),
         bad("format bomb", "{{ '%0999999999d' | format(1) }}"),
         bad("ljust bomb", "{{ 'a'.ljust(100000000000) }}"),
         bad("a macro that calls itself", "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}"),
         bad("division by zero", "{{ 1 / 0 }}"),
         bad("modulo by zero", "{{ 1 % 0 }}"),
-        bad("smallest by minus one", "{{ (-9223372036854775807 - 1) // -1 }}"),
+        template("smallest by minus one", no_answer, "{{ (-9223372036854775807 - 1) // -1 }}"),
         bad("nested 10k deep", &format!("{{{{ {}1{} }}}}", "(".repeat(10_000), ")".repeat(10_000))),
         bad("blocks nested 10k deep", &"{% if 1 %}".repeat(10_000)),
-        bad("a chain of 10k signs", &format!("{{{{ {}1 }}}}", "- ".repeat(10_000))),
-        template("says nothing", refused, ""),
-        template("forgets the answers", refused, "{{ bos_token }}Hello"),
+        template("a chain of 10k signs", no_answer, format!("{{{{ {}1 }}}}", "- ".repeat(10_000))),
+        template("says nothing", no_answer, ""),
+        template("forgets the answers", no_answer, "{{ bos_token }}Hello"),
     ]);
 }

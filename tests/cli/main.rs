@@ -93,8 +93,18 @@ impl Place {
 }
 
 const QUICK: [&str; 12] = [
-    "--seq-len", "64", "--batch-size", "2", "--grad-accum", "2", "--max-steps", "6",
-    "--learning-rate", "5e-3", "--lora-r", "4",
+    "--seq-len",
+    "64",
+    "--batch-size",
+    "2",
+    "--grad-accum",
+    "2",
+    "--max-steps",
+    "6",
+    "--learning-rate",
+    "5e-3",
+    "--lora-r",
+    "4",
 ];
 
 fn stderr(output: &Output) -> String {

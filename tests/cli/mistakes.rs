@@ -10,8 +10,7 @@ use crate::{Place, data, fixture, model, refusal, stderr};
 fn pages_that_are_asked_for_are_results() {
     let place = Place::new();
     assert!(place.ok(&["--version"]).starts_with("qlora-train "));
-    let commands =
-        ["eval", "generate", "inspect", "plan", "quantize", "merge", "doctor", "demo"];
+    let commands = ["eval", "generate", "inspect", "plan", "quantize", "merge", "doctor", "demo"];
     let page = place.ok(&["--help"]);
     for command in commands {
         assert!(page.contains(command), "{command} is not in {page}");
@@ -64,7 +63,8 @@ fn what_cannot_be_done_is_told_in_one_line_and_leaves_nothing() {
     let text = inputs.write("text.jsonl", "{\"text\": \"a\"}\n");
     let broken = inputs.write("broken.jsonl", "{\"input_ids\": [1, 2]}\n{\"input_ids\": [1,\n");
     let large = inputs.write("large.jsonl", "{\"input_ids\": [1, 80]}\n");
-    let nothing = inputs.write("nothing.jsonl", "{\"input_ids\": [1, 2], \"labels\": [-100, -100]}\n");
+    let nothing =
+        inputs.write("nothing.jsonl", "{\"input_ids\": [1, 2], \"labels\": [-100, -100]}\n");
     let empty = inputs.write("empty.jsonl", "");
     let csv = inputs.write("a.csv", "a,b\n");
     let cases: [(&[&str], &str); 22] = [

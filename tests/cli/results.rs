@@ -24,7 +24,15 @@ fn training_lowers_the_loss_that_eval_measures() {
     place.train("a", &["--max-steps", "30", "--eval-data", &data, "--eval-steps", "10"]);
     let before = place.loss(&["eval", &model, &data, "--json"]);
     let result = place.json(&[
-        "eval", &model, &data, "--json", "--per-record", "--adapter", "a", "--seq-len", "64",
+        "eval",
+        &model,
+        &data,
+        "--json",
+        "--per-record",
+        "--adapter",
+        "a",
+        "--seq-len",
+        "64",
     ]);
     let result = &result["results"][0];
     let after = result["loss"].as_f64().unwrap();
@@ -94,8 +102,17 @@ fn greedy_tokens_are_those_of_the_reference() {
         let expected = ids(&reference["greedy"]);
         let most = expected.len().to_string();
         let result = place.json(&[
-            "generate", &model, "--prompt-ids", &prompt, "--max-new-tokens", &most, "--json",
-            "--quantization", "none", "--dtype", "f32",
+            "generate",
+            &model,
+            "--prompt-ids",
+            &prompt,
+            "--max-new-tokens",
+            &most,
+            "--json",
+            "--quantization",
+            "none",
+            "--dtype",
+            "f32",
         ]);
         assert_eq!(ids(&result["tokens"]), expected, "{name}");
         assert_eq!(ids(&result["prompt_tokens"]).join(","), prompt);

@@ -104,7 +104,11 @@ fn start_long_run(place: &Place, more: &[&str]) -> (Child, BufReader<std::proces
     (child, told)
 }
 
-fn stop(mut child: Child, mut told: BufReader<std::process::ChildStderr>, signal: &str) -> ExitStatus {
+fn stop(
+    mut child: Child,
+    mut told: BufReader<std::process::ChildStderr>,
+    signal: &str,
+) -> ExitStatus {
     let id = child.id().to_string();
     let sent = std::process::Command::new("kill").args([signal, &id]).status().unwrap();
     assert!(sent.success());
