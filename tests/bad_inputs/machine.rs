@@ -106,7 +106,9 @@ fn a_full_disk_is_told_and_costs_no_checkpoint() {
         let script = format!("trap '' XFSZ; ulimit -f {blocks}; exec \"$0\" \"$@\"");
         let (code, told) = shell(&script, &line(&folder, "full", "2"));
         assert_eq!(code, Some(1), "{blocks}: {told}");
-        assert!(told.lines().last().unwrap().starts_with("error: "), "{blocks}: {told}");
+        let last = told.lines().last().unwrap();
+        assert!(last.starts_with("error: "), "{blocks}: {told}");
+        assert_eq!(last.matches("File too large").count(), 1, "{blocks}: {told}");
         assert!(!folder.at("full").exists(), "{blocks}: {:?}", folder.contents().keys());
     }
     assert_eq!(shell(run, &line(&folder, "out", "2")).0, Some(0));

@@ -55,7 +55,9 @@ fn tokenizers_made_to_panic() {
             t["normalizer"] = json!({"type": "Precompiled", "precompiled_charsmap": "AAAA"});
         }),
         changed("regex that does not parse", refused, |t| t["pre_tokenizer"] = split("(")),
-        changed("regex without end", refused, |t| t["pre_tokenizer"] = split("(a|aa)+(?!b)\\1c")),
+        changed("regex that backtracks without end", Done, |t| {
+            t["pre_tokenizer"] = split("(a|aa)+(?!b)\\1c")
+        }),
         changed("padding of 10^9", Done, |t| {
             t["padding"] = json!({
                 "strategy": {"Fixed": 1_000_000_000}, "direction": "Left", "pad_to_multiple_of": null,
