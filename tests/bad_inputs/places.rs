@@ -118,13 +118,13 @@ fn data_that_is_none() {
 fn files_that_may_not_be_read() {
     let probe = Folder::new();
     let file = probe.write("probe", "");
-    fs::set_permissions(&file, fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o0)).unwrap();
     if fs::read(&file).is_ok() {
         println!("skipped: this user may read everything");
         return;
     }
     let locked = |folder: &Folder, name: &str| {
-        fs::set_permissions(folder.at(name), fs::Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(folder.at(name), fs::Permissions::from_mode(0o0)).unwrap();
     };
     battery(&[
         model("weights", Refused("model.safetensors: Permission denied"), move |folder| {

@@ -37,7 +37,7 @@ fn good_data_in_odd_clothes() {
         ids("plain", Done, IDS),
         ids("byte order mark", Done, format!("\u{feff}{IDS}")),
         ids("Windows line ends", Done, IDS.replace('\n', "\r\n")),
-        ids("no last line end", Done, IDS.trim_end().to_owned()),
+        ids("no last line end", Done, IDS.trim_end()),
         ids("blank lines", Done, format!("\n\n{IDS}\n  \n")),
         file("array", "data.json", Done, "[{\"input_ids\": [1, 2, 3]}]"),
         texts("text", Done, "{\"text\": \"a cat\"}\n"),
@@ -97,7 +97,7 @@ fn bytes_that_are_no_records() {
         ),
         ids("NULs", Refused("binary"), vec![0; 4096]),
         ids("one line of 50 MB without an end", Refused("line 1"), "x".repeat(50 << 20)),
-        ids("gzip", Refused("data.jsonl"), b"\x1f\x8b\x08\0\0\0\0\0".to_vec()),
+        ids("gzip", Refused("data.jsonl"), b"\x1f\x8b\x08\0\0\0\0\0"),
         texts("lone surrogate", Refused("line 1"), "{\"text\": \"\\ud800\"}\n"),
         texts("raw line end in a string", Refused("line 1"), "{\"text\": \"a\nb\"}\n"),
         file("object for an array", "data.json", Refused("data.json"), "{\"input_ids\": [1, 2]}"),
@@ -112,7 +112,7 @@ fn bytes_that_are_no_records() {
         ),
         file("lines for an array", "data.json", Refused("data.json"), IDS),
         texts_in("empty text", "data.txt", Refused("data.txt"), ""),
-        texts_in("text not UTF-8", "data.txt", Refused("data.txt"), b"a\n\xff\xfe\xfd".to_vec()),
+        texts_in("text not UTF-8", "data.txt", Refused("data.txt"), b"a\n\xff\xfe\xfd"),
     ]);
 }
 

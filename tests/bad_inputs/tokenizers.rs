@@ -100,7 +100,7 @@ fn files_that_are_no_tokenizer() {
             "LFS pointer",
             "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n",
         ),
-        written("not UTF-8", b"{\"version\": \"\xff\"}".to_vec()),
+        written("not UTF-8", b"{\"version\": \"\xff\"}"),
         written("nested 100k deep", format!("{{\"model\": {}", "[".repeat(100_000))),
         written(
             "error text with escape codes",
