@@ -14,6 +14,7 @@
 pub mod adapter;
 pub mod atomic;
 pub mod bitsandbytes;
+pub mod digest;
 pub mod folder;
 mod header;
 pub mod identify;

@@ -6,31 +6,11 @@
 
 use std::path::Path;
 
+use qlora_train::checkpoint::digest::Digest;
 use qlora_train::data::Example;
 use qlora_train::error::Error;
 
 use super::opened::Opened;
-
-/// FNV-1a, 64 bits.
-struct Digest(u64);
-
-impl Digest {
-    fn new() -> Self {
-        Self(0xcbf2_9ce4_8422_2325)
-    }
-
-    fn add(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
-        }
-    }
-
-    /// Adds a part whose length counts, so that parts cannot flow into each other.
-    fn part(&mut self, bytes: &[u8]) {
-        self.add(&(bytes.len() as u64).to_le_bytes());
-        self.add(bytes);
-    }
-}
 
 /// The identity of a run.
 ///
@@ -38,13 +18,13 @@ impl Digest {
 /// A file of the model cannot be read.
 pub fn identity(opened: &Opened, examples: &[Example], settings: &str) -> Result<String, Error> {
     let (model, data) = (model(opened)?, data(examples));
-    let mut of_settings = Digest::new();
+    let mut of_settings = Digest::default();
     of_settings.part(settings.as_bytes());
-    Ok(format!("model {model:016x}, data {data:016x}, settings {:016x}", of_settings.0))
+    Ok(format!("model {model:016x}, data {data:016x}, settings {:016x}", of_settings.value()))
 }
 
 fn model(opened: &Opened) -> Result<u64, Error> {
-    let mut digest = Digest::new();
+    let mut digest = Digest::default();
     let config = &opened.files.config;
     digest.part(&std::fs::read(config).map_err(Error::io(config))?);
     for path in opened.weights.files().iter().map(|file| file.path()) {
@@ -52,7 +32,7 @@ fn model(opened: &Opened) -> Result<u64, Error> {
         digest.part(name(path).as_bytes());
         digest.add(&size.to_le_bytes());
     }
-    Ok(digest.0)
+    Ok(digest.value())
 }
 
 fn name(path: &Path) -> String {
@@ -60,26 +40,19 @@ fn name(path: &Path) -> String {
 }
 
 fn data(examples: &[Example]) -> u64 {
-    let mut digest = Digest::new();
+    let mut digest = Digest::default();
     for example in examples {
         digest.part(bytemuck::cast_slice(&example.tokens));
         let targets: Vec<u8> = example.supervised.iter().map(|target| u8::from(*target)).collect();
         digest.part(&targets);
     }
-    digest.0
+    digest.value()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use qlora_train::data::Origin;
-
-    #[test]
-    fn the_digest_is_fnv_1a() {
-        let mut digest = Digest::new();
-        digest.add(b"foobar");
-        assert_eq!(digest.0, 0x8594_4171_f739_67e8);
-    }
 
     #[test]
     fn another_mask_or_another_border_is_other_data() {

@@ -7,7 +7,7 @@ use std::fmt::Display;
 use std::io::{self, Write};
 
 use anyhow::Context;
-use qlora_train::error::escape;
+use qlora_train::error::{Error, escape};
 
 /// Writes a line of results.
 ///
@@ -47,7 +47,11 @@ pub fn warn(line: impl Display) {
 
 /// Tells why it could not be done: one line, whatever names from files hold.
 pub fn failure(error: &anyhow::Error) {
-    let text = format!("{error:#}");
+    let text = match error.downcast_ref::<Error>() {
+        // Says its cause itself.
+        Some(error) => error.to_string(),
+        None => format!("{error:#}"),
+    };
     let line: String = text.lines().map(str::trim).collect::<Vec<_>>().join(" ");
     let safe = |c: char| {
         if c.is_control() { escape(&c.to_string()) } else { c.to_string() }

@@ -75,6 +75,7 @@ impl Tokenizer {
         let mut inner = parse(&bytes).map_err(|what| unusable(&place, &what))?;
         check_ids(&inner, vocab_size, &place)?;
         let declared = Declared::read(files)?;
+        check_end_ids(&declared.end_ids, files, vocab_size)?;
         let id = |name: &str| declared.token(name).and_then(|text| inner.token_to_id(text));
         let (bos, eos) = (id("bos_token"), id("eos_token"));
         let begin = match (declared.add_bos, bos) {
@@ -248,6 +249,21 @@ fn check_ids(inner: &Inner, vocab_size: usize, place: &Place) -> Result<(), Erro
         }
     }
     Ok(())
+}
+
+/// The model can say every id at which generation stops.
+fn check_end_ids(ids: &[u32], files: &TokenizerFiles, vocab_size: usize) -> Result<(), Error> {
+    let large = ids.iter().find(|&&id| id as usize >= vocab_size);
+    match (large, &files.generation_config) {
+        (Some(id), Some(path)) => {
+            let what = format!(
+                "holds {id}, but the model's embedding has {vocab_size} rows; \
+                 use the file that belongs to this model"
+            );
+            Err(Error::input(Place::file(path).field("eos_token_id"), what))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// What the file's post-processor puts in front of a text.

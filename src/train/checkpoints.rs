@@ -3,19 +3,22 @@
 //! A folder holds the adapter in PEFT's form, the optimizer's moments in their own precision, and
 //! `trainer_state.json` with the step and what the run was started with. Data order, dropout and
 //! learning rate are functions of seed and step, so there is nothing else to keep. A folder is
-//! written under another name and renamed when it is whole; one that cannot be read whole is passed
-//! over by `auto`.
+//! written under another name and renamed when it is whole; `digests.json` finds bytes that have
+//! changed since. One that cannot be read whole is passed over by `auto`.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::adapter::{Adapter, AdapterConfig};
 use crate::checkpoint::atomic;
+use crate::checkpoint::digest::Digest;
 use crate::checkpoint::tensors::{DType, TensorFile};
 use crate::checkpoint::writer::{Align, TensorSpec, TensorWriter};
 use crate::device::{Buf, Device};
 use crate::error::{Error, Place};
+use crate::json;
 use crate::methods::lora;
 use crate::optim::adamw::AdamW;
 use crate::params::Params;
@@ -24,6 +27,9 @@ use super::export::write_adapter;
 
 const STATE_FILE: &str = "trainer_state.json";
 const OPTIMIZER_FILE: &str = "optimizer.safetensors";
+const DIGESTS_FILE: &str = "digests.json";
+/// Largest file of digests, in bytes.
+const LARGEST_DIGESTS: u64 = 1 << 16;
 const PREFIX: &str = "checkpoint-";
 
 /// Where a run stands.
@@ -76,15 +82,62 @@ pub fn save(
     let name = format!("{PREFIX}{}", state.global_step);
     let (unfinished, folder) = (output.join(format!(".{name}.tmp")), output.join(name));
     remove(&unfinished)?;
-    std::fs::create_dir(&unfinished).map_err(Error::io(&unfinished))?;
-    write_adapter(&unfinished, device, params, config)?;
-    write_moments(&unfinished.join(OPTIMIZER_FILE), device, optimizer)?;
-    let text = serde_json::to_string_pretty(state).expect("a state is plain data");
-    atomic::write_bytes(&unfinished.join(STATE_FILE), text + "\n")?;
+    let written = write_files(&unfinished, device, params, optimizer, config, state);
+    if let Err(error) = written {
+        // What failed is told; that its rest could not be removed either would add nothing.
+        let _ = remove(&unfinished);
+        return Err(error);
+    }
     remove(&folder)?;
     std::fs::rename(&unfinished, &folder).map_err(Error::io(&folder))?;
     atomic::sync_folder(output)?;
     rotate(output, state.global_step, keep)
+}
+
+fn write_files(
+    folder: &Path,
+    device: &Device,
+    params: &Params,
+    optimizer: &AdamW,
+    config: &AdapterConfig,
+    state: &State,
+) -> Result<(), Error> {
+    std::fs::create_dir(folder).map_err(Error::io(folder))?;
+    write_adapter(folder, device, params, config)?;
+    write_moments(&folder.join(OPTIMIZER_FILE), device, optimizer)?;
+    let text = serde_json::to_string_pretty(state).expect("a state is plain data");
+    atomic::write_bytes(&folder.join(STATE_FILE), text + "\n")?;
+    let digests = digests(folder)?;
+    let text = serde_json::to_string_pretty(&digests).expect("digests are plain data");
+    atomic::write_bytes(&folder.join(DIGESTS_FILE), text + "\n")
+}
+
+/// The digest of every file of `folder` by name, but of the file of digests.
+fn digests(folder: &Path) -> Result<BTreeMap<String, String>, Error> {
+    let mut digests = BTreeMap::new();
+    for entry in std::fs::read_dir(folder).map_err(Error::io(folder))? {
+        let path = entry.map_err(Error::io(folder))?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if name != DIGESTS_FILE {
+            digests.insert(name, format!("{:016x}", Digest::of_file(&path)?.value()));
+        }
+    }
+    Ok(digests)
+}
+
+/// Refuses files that are not as they were written.
+fn check_digests(folder: &Path) -> Result<(), Error> {
+    let path = folder.join(DIGESTS_FILE);
+    let text = json::read_text(&path, LARGEST_DIGESTS)?;
+    let damaged = |error| Error::input(&path, format!("damaged: {error}"));
+    let expected: BTreeMap<String, String> = serde_json::from_str(&text).map_err(damaged)?;
+    for (name, digest) in digests(folder)? {
+        if expected.get(&name).is_some_and(|expected| *expected != digest) {
+            let what = "damaged since it was written: resume from another checkpoint";
+            return Err(Error::input(folder.join(name).as_path(), what));
+        }
+    }
+    Ok(())
 }
 
 /// The checkpoint to go on from, and a line for each one that was passed over.
@@ -130,6 +183,7 @@ impl Found {
         }
         let adapter = Adapter::read(folder)?;
         let optimizer = TensorFile::open(folder.join(OPTIMIZER_FILE))?;
+        check_digests(folder)?;
         Ok(Self { folder: folder.to_owned(), state, adapter, optimizer })
     }
 
