@@ -24,6 +24,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
         "train",
         &[
             "error",
+            "json",
             "random",
             "checkpoint",
             "data",
