@@ -270,7 +270,7 @@ fn settings_files_that_are_wrong() {
         case("absent", Refused("absent.toml"), |_| words(["--config", "absent.toml"])),
         case("a folder", Refused("error: "), |folder| vec!["--config".into(), folder.name("")]),
         case("a device", Refused("/dev/zero"), |_| words(["--config", "/dev/zero"])),
-        case("twice", Usage("--config"), |_| words(["--config", "a.toml", "--config", "b.toml"])),
+        case("twice", Refused("b.toml"), |_| words(["--config", "a.toml", "--config", "b.toml"])),
         case("without a value", Usage("--config"), |_| words(["--config"])),
     ]);
 }
