@@ -7,7 +7,7 @@ use std::fmt::Display;
 use std::io::{self, Write};
 
 use anyhow::Context;
-use qlora_train::error::{Error, escape};
+use qlora_train::error::escape;
 
 /// Writes a line of results.
 ///
@@ -47,11 +47,14 @@ pub fn warn(line: impl Display) {
 
 /// Tells why it could not be done: one line, whatever names from files hold.
 pub fn failure(error: &anyhow::Error) {
-    let text = match error.downcast_ref::<Error>() {
-        // Says its cause itself.
-        Some(error) => error.to_string(),
-        None => format!("{error:#}"),
-    };
+    let mut text = String::new();
+    for link in error.chain().map(ToString::to_string) {
+        // An error that says its cause itself is not followed by it once more.
+        if !text.ends_with(&link) {
+            text += if text.is_empty() { "" } else { ": " };
+            text += &link;
+        }
+    }
     let line: String = text.lines().map(str::trim).collect::<Vec<_>>().join(" ");
     let safe = |c: char| {
         if c.is_control() { escape(&c.to_string()) } else { c.to_string() }
