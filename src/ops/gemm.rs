@@ -18,6 +18,7 @@
 
 mod blocks;
 mod pack;
+mod panel;
 #[cfg(test)]
 mod tests;
 mod tile;

@@ -3,26 +3,29 @@
 //! For each block of rows the whole left operand is packed once, by all threads. Then each task
 //! takes a strip of columns (and a part of the rows, where strips alone are too few): piece by piece
 //! of K it packs the strip of the right operand, which stays in the cache of the core while the left
-//! panels pass by, and adds tile by tile to its sums; at the end the sums become the result.
+//! panels pass by, and adds tile by tile to its sums; with the last piece the sums of a panel become
+//! rows of the result while they are in the L1 cache.
 //!
-//! The cuts in K depend on the instruction set and on K alone, so an element has the same bits
-//! however rows and columns are cut.
+//! The steps of both products stand one behind the other, so that the few columns of LoRA are the
+//! end of a piece and not one of their own. The cuts in K depend on the instruction set and on K
+//! alone, so an element has the same bits however rows and columns are cut.
 
 use std::marker::PhantomData;
 use std::ops::Range;
 
 use half::bf16;
 
-use super::pack::{BUFFERS, Buffers, Direction, Packing, Panels, SLACK, Source};
+use super::pack::{BUFFER, BUFFERS, Buffers, Direction, Packing, Source};
+use super::panel::Panels;
 use super::tile::{Lanes, Tile, VECTORS};
-use super::{Dense, Form, Params};
+use super::{Dense, Form, Params, Product};
 use crate::device::{Address, Cpu, Dtype, Scratch, ScratchMemory};
 use crate::ops::element::{Element, Real, per_simd};
-use crate::ops::{slice, slice_mut};
+use crate::ops::{Write, slice, slice_mut};
 
-/// Most steps of K in a piece: the panels of a strip then take at most a quarter of a MiB, which
-/// stays in the L2 cache of a core.
-const STEPS: usize = 512;
+/// Most steps of K in a piece: the panels of a strip then take little more than a quarter of a MiB,
+/// which stays in the L2 cache of a core. 1024 pairs and LoRA of rank 64 are two pieces.
+const STEPS: usize = 544;
 
 /// Most columns of a strip. Measured on Zen 4 at K = 4864, where the left panels come from L3:
 /// 0.81 of the bf16 peak, 0.79 with 64 columns, 0.80 with half the steps.
@@ -76,7 +79,7 @@ fn panel_bytes(p: &Params) -> usize {
 }
 
 fn buffer_bytes(p: &Params) -> usize {
-    (STEPS + SLACK) * unit(p)
+    BUFFER * unit(p)
 }
 
 /// A launch on the lanes `L`.
@@ -84,19 +87,19 @@ pub(super) struct Blocks<'a, L> {
     p: &'a Params,
     cpu: &'a Cpu,
     scratch: ScratchMemory,
-    pieces: Vec<Piece>,
-    /// Of all pieces.
+    /// Of both products.
     steps: usize,
+    /// Steps of a piece; the last one may have fewer.
+    piece: usize,
     lanes: PhantomData<L>,
 }
 
-/// A piece of the K of one product.
-struct Piece {
+/// The part of a piece that belongs to one product.
+struct Segment {
     product: usize,
     depth: Range<usize>,
-    /// Steps of all pieces before.
+    /// Steps of the piece before it.
     first_step: usize,
-    steps: usize,
 }
 
 /// Columns of a strip, and left panels of a part of a block.
@@ -124,9 +127,9 @@ impl<'a, L: Lanes> Blocks<'a, L> {
         if p.rows == 0 || p.cols == 0 {
             return;
         }
-        let pieces = pieces::<L>(p);
-        let steps = pieces.iter().map(|piece| piece.steps).sum();
-        let blocks = Self { p, cpu, scratch, pieces, steps, lanes: PhantomData };
+        let steps = p.products.iter().map(steps_of::<L>).sum::<usize>();
+        let piece = steps.div_ceil(steps.div_ceil(STEPS).max(1)).max(1);
+        let blocks = Self { p, cpu, scratch, steps, piece, lanes: PhantomData };
         let rows = p.rows as usize;
         let block = blocks.rows_of_block();
         for first in (0..rows).step_by(block) {
@@ -159,31 +162,51 @@ impl<'a, L: Lanes> Blocks<'a, L> {
         start.wrapping_add(panel * self.left_pitch() + step * L::ROWS * L::GROUP)
     }
 
+    /// The steps of all pieces, one piece without steps where K is 0.
+    fn pieces(&self) -> impl Iterator<Item = Range<usize>> + use<L> {
+        let (steps, piece) = (self.steps, self.piece);
+        (0..steps.max(1)).step_by(piece).map(move |first| first..steps.min(first + piece))
+    }
+
+    /// The parts of the piece `steps`.
+    fn segments(&self, steps: Range<usize>) -> impl Iterator<Item = Segment> {
+        let mut before = 0;
+        self.p.products.iter().enumerate().filter_map(move |(product, params)| {
+            let own = before..before + steps_of::<L>(params);
+            before = own.end;
+            let (first, end) = (steps.start.max(own.start), steps.end.min(own.end));
+            let number = |step: usize| (step - own.start) * L::GROUP;
+            (first < end).then(|| Segment {
+                product,
+                depth: number(first)..number(end).min(params.depth as usize),
+                first_step: first - steps.start,
+            })
+        })
+    }
+
     unsafe fn pack_left(&self, rows: &Range<usize>) {
         let lanes_of_task = LEFT_PANELS * L::ROWS;
-        let tasks = rows.len().div_ceil(lanes_of_task) * self.pieces.len();
+        let pieces = self.steps.div_ceil(self.piece);
+        let tasks = rows.len().div_ceil(lanes_of_task) * pieces;
         self.cpu.for_each(tasks, |task| {
-            let (group, piece) = (task / self.pieces.len(), task % self.pieces.len());
-            let piece = &self.pieces[piece];
+            let (group, piece) = (task / pieces, task % pieces * self.piece);
             let first = rows.start + group * lanes_of_task;
-            let panels = Panels {
-                start: self.left(group * LEFT_PANELS, piece.first_step),
-                width: L::ROWS,
-                pitch: self.left_pitch(),
-            };
-            let packing = Packing {
-                source: Source::Dense(&self.p.products[piece.product].left),
-                direction: match self.p.form {
-                    Form::Nt | Form::Nn => Direction::Along,
-                    Form::Tn => Direction::Across,
-                },
-                rounding: rounding(self.p.compute),
-                simd: self.cpu.simd(),
-            };
             let lanes = first..rows.end.min(first + lanes_of_task);
-            // SAFETY: the rows are of the left operand; the task owns its panels, and its thread
-            // the buffers.
-            unsafe { packing.pack::<L>(lanes, piece.depth.clone(), &panels, self.buffers()) }
+            for segment in self.segments(piece..self.steps.min(piece + self.piece)) {
+                let panels = Panels {
+                    start: self.left(group * LEFT_PANELS, piece + segment.first_step),
+                    width: L::ROWS,
+                    pitch: self.left_pitch(),
+                };
+                let packing = self.packing(
+                    Source::Dense(&self.p.products[segment.product].left),
+                    self.p.form != Form::Tn,
+                );
+                let (lanes, buffers) = (lanes.clone(), self.buffers());
+                // SAFETY: the rows are of the left operand; the task owns its panels, and its
+                // thread the buffers.
+                unsafe { packing.pack::<L>(lanes, segment.depth, &panels, buffers) }
+            }
         });
     }
 
@@ -224,64 +247,82 @@ impl<'a, L: Lanes> Blocks<'a, L> {
 
     /// Computes a rectangle of the block `rows`.
     unsafe fn rectangle(&self, rows: &Range<usize>, rectangle: &Rectangle) {
-        let (panels, stride) = (&rectangle.panels, rectangle.stride);
-        let first = rows.start + panels.start * L::ROWS;
-        let rows = first..rows.end.min(first + panels.len() * L::ROWS);
-        // SAFETY: the sums of a thread have room for the rows of a block.
-        let sums =
-            unsafe { std::slice::from_raw_parts_mut(self.thread(0).cast(), rows.len() * stride) };
-        sums.fill(Real::ZERO);
-        for piece in &self.pieces {
-            // SAFETY: passed on from the caller.
-            unsafe { self.add_piece(piece, rectangle, sums) };
-        }
-        finish(self.cpu.simd(), self.p, rows, rectangle, sums);
-    }
-
-    /// Adds the product over one piece of K to the sums of a rectangle.
-    unsafe fn add_piece(
-        &self,
-        piece: &Piece,
-        rectangle: &Rectangle,
-        sums: &mut [<L::Number as Element>::Real],
-    ) {
-        let (columns, stride) = (&rectangle.columns, rectangle.stride);
-        let vectors = columns.len().div_ceil(L::WIDTH).min(VECTORS);
-        let width = vectors * L::WIDTH;
-        let right = Panels {
-            start: self.thread(sums_bytes(self.p)).cast::<L::Number>(),
-            width,
-            pitch: piece.steps * width * L::GROUP,
-        };
-        // SAFETY: the caller vouches for the operand; scratch has room for a strip.
-        unsafe { self.pack_right(piece, columns.clone(), &right) };
-        for (i, sums) in sums.chunks_mut(L::ROWS * stride).enumerate() {
-            for (j, column) in (0..columns.len()).step_by(width).enumerate() {
-                let tile = Tile {
-                    steps: piece.steps,
-                    left: self.left(rectangle.panels.start + i, piece.first_step),
-                    right: right.start.wrapping_add(j * right.pitch),
-                    sums: sums[column..].as_mut_ptr(),
-                    stride,
+        let panels = rectangle.panels.clone();
+        let whole = self.steps <= self.piece;
+        for piece in self.pieces() {
+            // SAFETY: the caller vouches for the operand.
+            let right = unsafe { self.pack_right(&piece, rectangle.columns.clone()) };
+            for panel in panels.clone() {
+                let first = rows.start + panel * L::ROWS;
+                let rows = first..rows.end.min(first + L::ROWS);
+                // Sums of a panel are not needed again where one piece is all.
+                let place = if whole { 0 } else { panel - panels.start };
+                let len = L::ROWS * rectangle.stride;
+                // SAFETY: the sums of a thread have room for the rows of a block.
+                let sums = unsafe {
+                    let start = self.thread(0).cast::<<L::Number as Element>::Real>();
+                    std::slice::from_raw_parts_mut(start.add(place * len), len)
                 };
-                // SAFETY: panels are packed over all steps, and a strip has room for whole tiles.
-                unsafe { L::tile(sums.len() / stride, vectors, tile) };
+                // SAFETY: left and right panels are packed over all steps.
+                unsafe { self.tiles(&piece, panel, rows.len(), &right, rectangle, sums) };
+                if piece.end == self.steps {
+                    finish(self.cpu.simd(), self.p, rows, rectangle, sums);
+                }
             }
         }
     }
 
-    unsafe fn pack_right(&self, piece: &Piece, columns: Range<usize>, to: &Panels<L::Number>) {
-        let packing = Packing {
-            source: (&self.p.products[piece.product].right).into(),
-            direction: match self.p.form {
-                Form::Nt => Direction::Along,
-                Form::Nn | Form::Tn => Direction::Across,
-            },
+    /// Adds the product over one piece of K to the sums of the first `rows` rows of a left panel.
+    unsafe fn tiles(
+        &self,
+        piece: &Range<usize>,
+        panel: usize,
+        rows: usize,
+        right: &Panels<L::Number>,
+        rectangle: &Rectangle,
+        sums: &mut [<L::Number as Element>::Real],
+    ) {
+        let (width, stride) = (right.width, rectangle.stride);
+        for (j, column) in (0..rectangle.columns.len()).step_by(width).enumerate() {
+            let tile = Tile {
+                steps: piece.len(),
+                left: self.left(panel, piece.start),
+                right: right.start.wrapping_add(j * right.pitch),
+                sums: sums[column..].as_mut_ptr(),
+                stride,
+                write: if piece.start == 0 { Write::Set } else { Write::Add },
+            };
+            // SAFETY: the caller vouches for the panels, and a strip has room for whole tiles.
+            unsafe { L::tile(rows, width / L::WIDTH, tile) };
+        }
+    }
+
+    /// Packs the strip `columns` of a piece.
+    unsafe fn pack_right(&self, piece: &Range<usize>, columns: Range<usize>) -> Panels<L::Number> {
+        let width = columns.len().div_ceil(L::WIDTH).min(VECTORS) * L::WIDTH;
+        let strip = Panels {
+            start: self.thread(sums_bytes(self.p)).cast::<L::Number>(),
+            width,
+            pitch: piece.len() * width * L::GROUP,
+        };
+        for segment in self.segments(piece.clone()) {
+            let right = &self.p.products[segment.product].right;
+            let packing = self.packing(right.into(), self.p.form == Form::Nt);
+            let start = strip.start.wrapping_add(segment.first_step * width * L::GROUP);
+            let to = Panels { start, ..strip };
+            // SAFETY: passed on from the caller; scratch has room for a strip.
+            unsafe { packing.pack::<L>(columns.clone(), segment.depth, &to, self.buffers()) }
+        }
+        strip
+    }
+
+    fn packing<'s>(&self, source: Source<'s>, along: bool) -> Packing<'s> {
+        Packing {
+            source,
+            direction: if along { Direction::Along } else { Direction::Across },
             rounding: rounding(self.p.compute),
             simd: self.cpu.simd(),
-        };
-        // SAFETY: passed on from the caller.
-        unsafe { packing.pack::<L>(columns, piece.depth.clone(), to, self.buffers()) }
+        }
     }
 
     /// Scratch of this thread, `bytes` from its start.
@@ -306,19 +347,9 @@ fn rounding(compute: Dtype) -> Dtype {
     }
 }
 
-fn pieces<L: Lanes>(p: &Params) -> Vec<Piece> {
-    let mut pieces = Vec::new();
-    let mut first_step = 0;
-    for (product, params) in p.products.iter().enumerate() {
-        let depth = params.depth as usize;
-        for start in (0..depth).step_by(STEPS * L::GROUP) {
-            let depth = start..depth.min(start + STEPS * L::GROUP);
-            let steps = depth.len().div_ceil(L::GROUP);
-            pieces.push(Piece { product, depth, first_step, steps });
-            first_step += steps;
-        }
-    }
-    pieces
+/// Steps of K of a product.
+fn steps_of<L: Lanes>(product: &Product) -> usize {
+    (product.depth as usize).div_ceil(L::GROUP)
 }
 
 per_simd! {

@@ -1,29 +1,37 @@
 //! Operands into panels, the order in which tiles read them; see [`super::tile`].
 //!
 //! A lane of a panel is a row of the result on the left, a column on the right. K runs along the
-//! rows of the stored matrix or across them. Rows are read in place where they hold numbers of the
-//! panel's type, otherwise they are widened or decoded into a small buffer first. Four-bit rows are
-//! decoded in whole blocks, because a part of a block takes as long as a whole one.
+//! rows of the stored matrix or across them. Either way a band of stored rows is brought at a time,
+//! a chunk of each: read in place where it holds numbers of the panel's type, otherwise widened or
+//! decoded into a small buffer that stays in the L1 cache. Four-bit rows are decoded in whole blocks,
+//! because a part of a block takes as long as a whole one. While a band goes into its panel
+//! (`gemm/panel.rs`, `gemm/transpose.rs`), the next one is on its way from memory.
 
 use std::ops::Range;
 
-use bytemuck::Zeroable;
 use half::bf16;
 
 use super::tile::Lanes;
-use super::transpose::{self, transpose};
+use super::panel::{Panels, put_lanes, put_steps};
+use super::transpose;
 use super::{Content, Dense, Right, Weight};
 use crate::device::{Address, Dtype, Simd};
 use crate::ops::element::{Element, Real, per_simd};
 use crate::ops::{slice, slice_mut};
 use crate::quant::{self, BLOCK, NESTED_BLOCK};
 
-/// Row buffers that packing needs: for the rows of a transposition, and for one more.
-pub(super) const BUFFERS: usize = transpose::ROWS + 1;
+/// Rows of the stored matrix that are brought into panels together.
+pub(super) const BAND: usize = transpose::ROWS;
 
-/// Numbers that a row buffer holds beyond those of the panel: the rest of the first block and of the
-/// last one.
-pub(super) const SLACK: usize = 2 * BLOCK;
+/// Numbers of a row that are brought at a time: those of a band stay in the L1 cache between decoding
+/// and their panel. Lanes that are columns are never more than this.
+pub(super) const CHUNK: usize = 256;
+
+/// Row buffers that packing needs: for the rows of a band, and for one more.
+pub(super) const BUFFERS: usize = BAND + 1;
+
+/// Numbers that a row buffer holds: a chunk, and the rest of the first block and of the last one.
+pub(super) const BUFFER: usize = CHUNK + 2 * BLOCK;
 
 /// How the K of an operand lies in the stored matrix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,15 +68,6 @@ impl<'a> From<&'a Right> for Source<'a> {
     }
 }
 
-/// Panels side by side.
-pub(super) struct Panels<N> {
-    pub(super) start: *mut N,
-    /// Lanes of each.
-    pub(super) width: usize,
-    /// Numbers from one to the next.
-    pub(super) pitch: usize,
-}
-
 /// [`BUFFERS`] row buffers, `pitch` bytes apart.
 #[derive(Clone, Copy)]
 pub(super) struct Buffers {
@@ -92,8 +91,8 @@ impl Packing<'_> {
     /// what is missing of the last group of K.
     ///
     /// # Safety
-    /// The operand has such lanes and such a depth, and nobody else touches the panels and the
-    /// buffers, which hold `depth` (or `lanes`, for [`Direction::Across`]) and [`SLACK`] numbers.
+    /// The operand has such lanes (at most [`CHUNK`] for [`Direction::Across`]) and such a depth, and
+    /// nobody else touches the panels and the buffers, which hold [`BUFFER`] numbers.
     pub(super) unsafe fn pack<L: Lanes>(
         &self,
         lanes: Range<usize>,
@@ -123,48 +122,24 @@ impl Packing<'_> {
         to: &Panels<L::Number>,
         buffers: Buffers,
     ) {
-        for (panel, first) in lanes.clone().step_by(to.width).enumerate() {
-            let end = lanes.end.min(first + to.width);
-            for group in (first..end).step_by(transpose::ROWS) {
-                let count = (end - group).min(transpose::ROWS);
-                let mut rows = [std::ptr::null(); transpose::ROWS];
-                // SAFETY: the caller vouches for the rows, and for the panel `panel`.
-                unsafe {
-                    for (r, row) in rows[..count].iter_mut().enumerate() {
-                        *row = self.row(group + r, depth.clone(), buffers, r);
+        let width = to.width;
+        for (panel, first) in lanes.clone().step_by(width).enumerate() {
+            let end = lanes.end.min(first + width);
+            for group in (first..end).step_by(BAND) {
+                let rows = group..end.min(group + BAND);
+                for start in depth.clone().step_by(CHUNK) {
+                    let chunk = start..depth.end.min(start + CHUNK);
+                    let next = match chunk.end < depth.end {
+                        true => (group, chunk.end),
+                        false => (rows.end, depth.start),
+                    };
+                    let lane = (start - depth.start) * width + (group - first) * L::GROUP;
+                    // SAFETY: the caller vouches for the rows, and for the panel `panel`.
+                    unsafe {
+                        let band = self.band(rows.clone(), chunk.clone(), next, buffers);
+                        let to = to.start.add(panel * to.pitch + lane);
+                        put_lanes::<L>(self.simd, &band[..rows.len()], chunk.len(), to, width);
                     }
-                    let start = panel * to.pitch + (group - first) * L::GROUP;
-                    let start = to.start.add(start);
-                    self.place::<L>(&rows[..count], depth.len(), start, to.width);
-                }
-            }
-        }
-    }
-
-    /// Puts `len` numbers of each of `rows` into the lanes from `to` on.
-    unsafe fn place<L: Lanes>(
-        &self,
-        rows: &[*const L::Number],
-        len: usize,
-        to: *mut L::Number,
-        width: usize,
-    ) {
-        // SAFETY: the caller vouches for rows and lanes. A pair of numbers is moved as one element.
-        unsafe {
-            if L::GROUP == 1 {
-                return transpose(self.simd, rows, len, to, width);
-            }
-            let mut pairs = [std::ptr::null::<[L::Number; 2]>(); transpose::ROWS];
-            for (pair, row) in pairs.iter_mut().zip(rows) {
-                *pair = row.cast();
-            }
-            let pairs = &pairs[..rows.len()];
-            transpose(self.simd, pairs, len / 2, to.cast(), width);
-            if len % 2 == 1 {
-                for (lane, row) in rows.iter().enumerate() {
-                    let last = to.add((len / 2 * width + lane) * 2);
-                    *last = *row.add(len - 1);
-                    *last.add(1) = L::Number::zeroed();
                 }
             }
         }
@@ -177,25 +152,49 @@ impl Packing<'_> {
         to: &Panels<L::Number>,
         buffers: Buffers,
     ) {
-        for (step, k) in depth.clone().step_by(L::GROUP).enumerate() {
+        for start in depth.clone().step_by(BAND) {
+            let rows = start..depth.end.min(start + BAND);
+            let next = (rows.end, lanes.start);
             // SAFETY: the caller vouches for the rows `depth`, the panels and the buffers.
             unsafe {
-                let first = self.row::<L::Number>(k, lanes.clone(), buffers, 0);
-                let first = std::slice::from_raw_parts(first, lanes.len());
-                let to = Panels { start: to.start.add(step * to.width * L::GROUP), ..*to };
-                if L::GROUP == 1 {
-                    spread(self.simd, first, &to);
-                } else {
-                    let second = if k + 1 < depth.end {
-                        self.row(k + 1, lanes.clone(), buffers, 1)
-                    } else {
-                        zeros(buffers.row(1), lanes.len())
-                    };
-                    let second = std::slice::from_raw_parts(second, lanes.len());
-                    interleave(self.simd, first, second, &to);
-                }
+                let to = Panels { start: to.start.add((start - depth.start) * to.width), ..*to };
+                let band = self.band(rows.clone(), lanes.clone(), next, buffers);
+                put_steps::<L>(self.simd, &band[..rows.len()], lanes.len(), &to);
             }
         }
+    }
+
+    /// The addresses of the numbers `range` of the stored rows `rows`, in place or in the buffers.
+    /// The band that begins at row and number `next` is asked for from memory.
+    unsafe fn band<N: Element>(
+        &self,
+        rows: Range<usize>,
+        range: Range<usize>,
+        next: (usize, usize),
+        buffers: Buffers,
+    ) -> [*const N; BAND] {
+        let mut band = [std::ptr::null(); BAND];
+        for (r, (address, row)) in band.iter_mut().zip(rows).enumerate() {
+            self.prefetch(next.0 + r, next.1, range.len());
+            // SAFETY: passed on from the caller.
+            *address = unsafe { self.row(row, range.clone(), buffers, r) };
+        }
+        band
+    }
+
+    /// Asks for `len` numbers of row `row` from `start` on, which need not exist.
+    fn prefetch(&self, row: usize, start: usize, len: usize) {
+        let (address, bytes) = match self.source {
+            Source::Dense(dense) => {
+                let size = dense.dtype.size();
+                (dense.address.offset((row * dense.stride as usize + start) * size), len * size)
+            }
+            Source::FourBit(_, weight) => {
+                let first = row * weight.cols as usize + start;
+                (weight.codes.offset(quant::code_bytes(first)), quant::code_bytes(len))
+            }
+        };
+        prefetch(address, bytes);
     }
 
     /// The address of the numbers `range` of row `row`, in place or in the buffer `index`.
@@ -249,6 +248,18 @@ impl Packing<'_> {
     }
 }
 
+/// Asks for `bytes` bytes at `address`, of which nothing is read: any address will do.
+fn prefetch(address: Address, bytes: usize) {
+    #[cfg(target_arch = "x86_64")]
+    for line in (0..bytes).step_by(64) {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: a prefetch of any address is allowed and changes no memory.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(address.offset(line).cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (address, bytes);
+}
+
 /// The values of all blocks that `len` values from `start` on touch.
 fn whole_blocks(start: usize, len: usize, values: usize) -> Range<usize> {
     start / BLOCK * BLOCK..(start + len).next_multiple_of(BLOCK).min(values)
@@ -291,13 +302,6 @@ impl Weight {
     }
 }
 
-/// `len` zeros at `to`.
-unsafe fn zeros<N: Element>(to: Address, len: usize) -> *const N {
-    // SAFETY: the caller vouches for `len` numbers.
-    unsafe { slice_mut::<N>(to, 0, len) }.fill(N::zeroed());
-    to.cast()
-}
-
 per_simd! {
     fn widen<E: Element>(from: Address, dtype: Dtype, to: &mut [E]) {
         // SAFETY: the caller vouches for as many numbers at `from` as `to` has.
@@ -315,35 +319,5 @@ per_simd! {
 fn convert<A: Element, B: Element>(from: &[A], to: &mut [B]) {
     for (to, from) in to.iter_mut().zip(from) {
         *to = B::from_real(Real::from_f64(from.real().to_f64()));
-    }
-}
-
-per_simd! {
-    /// Writes one step of all panels: `row` holds the numbers of their lanes.
-    fn spread<E: Element>(row: &[E], to: &Panels<E>) {
-        for (panel, row) in row.chunks(to.width).enumerate() {
-            // SAFETY: the caller vouches for the panels.
-            unsafe {
-                let lanes = to.start.add(panel * to.pitch);
-                lanes.copy_from_nonoverlapping(row.as_ptr(), row.len());
-            }
-        }
-    }
-}
-
-per_simd! {
-    /// The same of two values of K to a lane.
-    fn interleave<E: Element>(first: &[E], second: &[E], to: &Panels<E>) {
-        let rows = first.chunks(to.width).zip(second.chunks(to.width));
-        for (panel, (first, second)) in rows.enumerate() {
-            // SAFETY: the caller vouches for the panels.
-            let lanes = unsafe {
-                let start = to.start.add(panel * to.pitch).cast::<[E; 2]>();
-                std::slice::from_raw_parts_mut(start, first.len())
-            };
-            for ((lane, a), b) in lanes.iter_mut().zip(first).zip(second) {
-                *lane = [*a, *b];
-            }
-        }
     }
 }

@@ -1,5 +1,5 @@
 //! The innermost loop: a tile of the result, as many rows and columns of it as fit in registers,
-//! gains the product of a left panel and a right panel.
+//! becomes or gains the product of a left panel and a right panel.
 //!
 //! A panel holds its K in steps. One step is the numbers of all its lanes (rows of the result on
 //! the left, columns on the right) side by side; a lane holds [`GROUP`](Lanes::GROUP) consecutive
@@ -13,6 +13,7 @@ use std::marker::PhantomData;
 #[cfg(target_arch = "x86_64")]
 pub(super) use x86::{Avx2, Avx512, Avx512Bf16};
 
+use crate::ops::Write;
 use crate::ops::element::{Element, Real};
 
 /// Vectors side by side in a tile of full width.
@@ -48,8 +49,8 @@ pub(super) trait Lanes: Send + Sync {
         right: Self::Operand,
         sums: Self::Sums,
     ) -> Self::Sums;
-    /// Adds `sums` to the `WIDTH` numbers at `to`.
-    unsafe fn add_to(sums: Self::Sums, to: *mut <Self::Number as Element>::Real);
+    /// Writes `sums` to the `WIDTH` numbers at `to`, or adds them.
+    unsafe fn put(write: Write, sums: Self::Sums, to: *mut <Self::Number as Element>::Real);
     /// [`multiply`] for `rows` (1 to `ROWS`) and `vectors` (1 or [`VECTORS`]), compiled for the
     /// instruction set.
     unsafe fn tile(rows: usize, vectors: usize, tile: Tile<Self::Number>);
@@ -67,9 +68,11 @@ pub(super) struct Tile<N: Element> {
     pub(super) sums: *mut N::Real,
     /// Sums from one row to the next.
     pub(super) stride: usize,
+    /// Whether there are sums already.
+    pub(super) write: Write,
 }
 
-/// Adds left · right to the sums of `R` rows and `V` vectors. Each sum takes its K in order, in one
+/// Writes or adds left · right to the sums of `R` rows and `V` vectors. Each sum takes its K in order, in one
 /// chain that starts at zero, so that it does not depend on `R` and `V`.
 #[inline(always)]
 unsafe fn multiply<L: Lanes, const R: usize, const V: usize>(tile: Tile<L::Number>) {
@@ -93,7 +96,7 @@ unsafe fn multiply<L: Lanes, const R: usize, const V: usize>(tile: Tile<L::Numbe
         }
         for (r, row) in sums.into_iter().enumerate() {
             for (v, sum) in row.into_iter().enumerate() {
-                L::add_to(sum, tile.sums.add(r * tile.stride + v * L::WIDTH));
+                L::put(tile.write, sum, tile.sums.add(r * tile.stride + v * L::WIDTH));
             }
         }
     }
@@ -149,10 +152,10 @@ impl<R: Real + Element<Real = R>> Lanes for Portable<R> {
     }
 
     #[inline(always)]
-    unsafe fn add_to(sums: [R; 4], to: *mut R) {
+    unsafe fn put(write: Write, sums: [R; 4], to: *mut R) {
         for (lane, sum) in sums.into_iter().enumerate() {
             // SAFETY: the caller vouches for four numbers.
-            unsafe { *to.add(lane) += sum };
+            unsafe { write.put(&mut *to.add(lane), sum) };
         }
     }
 

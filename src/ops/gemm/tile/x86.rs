@@ -5,6 +5,7 @@ use std::arch::x86_64::*;
 use half::bf16;
 
 use super::{Lanes, Tile, VECTORS, multiply, with_size};
+use crate::ops::Write;
 
 /// f32 in 8 lanes; a tile of 6 x 16 fills 12 of 16 registers.
 pub(in crate::ops::gemm) struct Avx2;
@@ -49,9 +50,14 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn add_to(sums: __m256, to: *mut f32) {
+    unsafe fn put(write: Write, sums: __m256, to: *mut f32) {
         // SAFETY: the caller vouches for the instruction set and 8 numbers.
-        unsafe { _mm256_storeu_ps(to, _mm256_add_ps(_mm256_loadu_ps(to), sums)) }
+        unsafe {
+            _mm256_storeu_ps(to, match write {
+                Write::Set => sums,
+                Write::Add => _mm256_add_ps(_mm256_loadu_ps(to), sums),
+            });
+        }
     }
 
     unsafe fn tile(rows: usize, vectors: usize, tile: Tile<f32>) {
@@ -98,9 +104,14 @@ impl Lanes for Avx512 {
     }
 
     #[inline(always)]
-    unsafe fn add_to(sums: __m512, to: *mut f32) {
+    unsafe fn put(write: Write, sums: __m512, to: *mut f32) {
         // SAFETY: the caller vouches for the instruction set and 16 numbers.
-        unsafe { _mm512_storeu_ps(to, _mm512_add_ps(_mm512_loadu_ps(to), sums)) }
+        unsafe {
+            _mm512_storeu_ps(to, match write {
+                Write::Set => sums,
+                Write::Add => _mm512_add_ps(_mm512_loadu_ps(to), sums),
+            });
+        }
     }
 
     unsafe fn tile(rows: usize, vectors: usize, tile: Tile<f32>) {
@@ -150,9 +161,9 @@ impl Lanes for Avx512Bf16 {
     }
 
     #[inline(always)]
-    unsafe fn add_to(sums: __m512, to: *mut f32) {
+    unsafe fn put(write: Write, sums: __m512, to: *mut f32) {
         // SAFETY: the caller vouches for the instruction set and 16 numbers.
-        unsafe { Avx512::add_to(sums, to) }
+        unsafe { Avx512::put(write, sums, to) }
     }
 
     unsafe fn tile(rows: usize, vectors: usize, tile: Tile<bf16>) {
