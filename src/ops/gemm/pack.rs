@@ -11,8 +11,8 @@ use std::ops::Range;
 
 use half::bf16;
 
+use super::panel::{Band, Panels, prefetch, put_lanes, put_steps};
 use super::tile::Lanes;
-use super::panel::{Panels, put_lanes, put_steps};
 use super::transpose;
 use super::{Content, Dense, Right, Weight};
 use crate::device::{Address, Dtype, Simd};
@@ -136,9 +136,10 @@ impl Packing<'_> {
                     let lane = (start - depth.start) * width + (group - first) * L::GROUP;
                     // SAFETY: the caller vouches for the rows, and for the panel `panel`.
                     unsafe {
-                        let band = self.band(rows.clone(), chunk.clone(), next, buffers);
+                        let mut addresses = [std::ptr::null(); BAND];
+                        let band = self.band(rows.clone(), chunk, next, buffers, &mut addresses);
                         let to = to.start.add(panel * to.pitch + lane);
-                        put_lanes::<L>(self.simd, &band[..rows.len()], chunk.len(), to, width);
+                        put_lanes::<L>(self.simd, &band, to, width);
                     }
                 }
             }
@@ -158,43 +159,48 @@ impl Packing<'_> {
             // SAFETY: the caller vouches for the rows `depth`, the panels and the buffers.
             unsafe {
                 let to = Panels { start: to.start.add((start - depth.start) * to.width), ..*to };
-                let band = self.band(rows.clone(), lanes.clone(), next, buffers);
-                put_steps::<L>(self.simd, &band[..rows.len()], lanes.len(), &to);
+                let mut addresses = [std::ptr::null(); BAND];
+                let band = self.band(rows, lanes.clone(), next, buffers, &mut addresses);
+                put_steps::<L>(self.simd, &band, &to);
             }
         }
     }
 
-    /// The addresses of the numbers `range` of the stored rows `rows`, in place or in the buffers.
-    /// The band that begins at row and number `next` is asked for from memory.
-    unsafe fn band<N: Element>(
+    /// The numbers `range` of the stored rows `rows`, in place or in the buffers. The next band
+    /// begins at row and number `next`: what of it is not read in place is asked for from memory.
+    unsafe fn band<'b, N: Element>(
         &self,
         rows: Range<usize>,
         range: Range<usize>,
         next: (usize, usize),
         buffers: Buffers,
-    ) -> [*const N; BAND] {
-        let mut band = [std::ptr::null(); BAND];
-        for (r, (address, row)) in band.iter_mut().zip(rows).enumerate() {
-            self.prefetch(next.0 + r, next.1, range.len());
+        addresses: &'b mut [*const N; BAND],
+    ) -> Band<'b, N> {
+        let addresses = &mut addresses[..rows.len()];
+        let (here, there) = (self.stored(rows.start, range.start), self.stored(next.0, next.1));
+        for (r, (address, row)) in addresses.iter_mut().zip(rows).enumerate() {
+            if let Source::FourBit(..) = self.source {
+                let next = self.stored(next.0 + r, next.1);
+                prefetch(next.cast(), quant::code_bytes(range.len()));
+            }
             // SAFETY: passed on from the caller.
             *address = unsafe { self.row(row, range.clone(), buffers, r) };
         }
-        band
+        let ahead = there.cast::<u8>().addr().wrapping_sub(here.cast::<u8>().addr());
+        Band { rows: addresses, len: range.len(), ahead }
     }
 
-    /// Asks for `len` numbers of row `row` from `start` on, which need not exist.
-    fn prefetch(&self, row: usize, start: usize, len: usize) {
-        let (address, bytes) = match self.source {
+    /// Where number `number` of row `row` is stored; neither need exist.
+    fn stored(&self, row: usize, number: usize) -> Address {
+        match self.source {
             Source::Dense(dense) => {
-                let size = dense.dtype.size();
-                (dense.address.offset((row * dense.stride as usize + start) * size), len * size)
+                let index = row * dense.stride as usize + number;
+                dense.address.offset(index * dense.dtype.size())
             }
             Source::FourBit(_, weight) => {
-                let first = row * weight.cols as usize + start;
-                (weight.codes.offset(quant::code_bytes(first)), quant::code_bytes(len))
+                weight.codes.offset((row * weight.cols as usize + number) / 2)
             }
-        };
-        prefetch(address, bytes);
+        }
     }
 
     /// The address of the numbers `range` of row `row`, in place or in the buffer `index`.
@@ -246,18 +252,6 @@ impl Packing<'_> {
         unsafe { widen(self.simd, from, dtype, slice_mut::<N>(to, 0, len)) };
         to.cast()
     }
-}
-
-/// Asks for `bytes` bytes at `address`, of which nothing is read: any address will do.
-fn prefetch(address: Address, bytes: usize) {
-    #[cfg(target_arch = "x86_64")]
-    for line in (0..bytes).step_by(64) {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        // SAFETY: a prefetch of any address is allowed and changes no memory.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(address.offset(line).cast()) };
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = (address, bytes);
 }
 
 /// The values of all blocks that `len` values from `start` on touch.

@@ -19,23 +19,31 @@ pub(super) struct Panels<N> {
     pub(super) pitch: usize,
 }
 
-/// Puts `len` numbers of each of `rows` into as many lanes of a panel, from `to` on.
+/// `len` numbers of each of some rows.
+pub(super) struct Band<'a, N> {
+    pub(super) rows: &'a [*const N],
+    pub(super) len: usize,
+    /// Bytes from each row to what will be read next.
+    pub(super) ahead: usize,
+}
+
+/// Puts each row of a band into a lane of a panel, from `to` on.
 ///
 /// # Safety
 /// Rows and lanes are valid, and the machine has `simd`.
 pub(super) unsafe fn put_lanes<L: Lanes>(
     simd: Simd,
-    rows: &[*const L::Number],
-    len: usize,
+    band: &Band<L::Number>,
     to: *mut L::Number,
     width: usize,
 ) {
+    let Band { rows, len, ahead } = *band;
     // SAFETY: passed on from the caller. A pair of numbers is moved as one element.
     unsafe {
         if L::GROUP == 1 {
-            return transpose(simd, rows, len, to, width);
+            return transpose(simd, rows, len, to, width, ahead);
         }
-        transpose::<[L::Number; 2]>(simd, pairs(rows), len / 2, to.cast(), width);
+        transpose(simd, pairs(rows), len / 2, to.cast(), width, ahead);
         if len % 2 == 1 {
             for (lane, row) in rows.iter().enumerate() {
                 let last = to.add((len / 2 * width + lane) * 2);
@@ -47,24 +55,26 @@ pub(super) unsafe fn put_lanes<L: Lanes>(
 }
 
 /// The same addresses, each of a pair.
-fn pairs<'a, N>(rows: &'a [*const N]) -> &'a [*const [N; 2]] {
+fn pairs<N>(rows: &[*const N]) -> &[*const [N; 2]] {
     // SAFETY: pointers to different types are alike, and nothing is read through them here.
     unsafe { std::slice::from_raw_parts(rows.as_ptr().cast(), rows.len()) }
 }
 
-/// Puts `len` numbers of each of `rows` into the lanes of `to`, a group of rows in a step.
+/// Puts the rows of a band into the lanes of `to`, a group of rows in a step.
 ///
 /// # Safety
 /// Rows and panels are valid, and the machine has `simd`.
 pub(super) unsafe fn put_steps<L: Lanes>(
     simd: Simd,
-    rows: &[*const L::Number],
-    len: usize,
+    band: &Band<L::Number>,
     to: &Panels<L::Number>,
 ) {
-    // SAFETY: the caller vouches for `len` numbers of each row.
-    let numbers = |row: *const L::Number| unsafe { std::slice::from_raw_parts(row, len) };
-    for (step, group) in rows.chunks(L::GROUP).enumerate() {
+    // SAFETY: the caller vouches for the numbers of each row.
+    let numbers = |row: *const L::Number| unsafe { std::slice::from_raw_parts(row, band.len) };
+    for (step, group) in band.rows.chunks(L::GROUP).enumerate() {
+        for row in group {
+            prefetch(row.wrapping_byte_add(band.ahead).cast(), band.len * size_of::<L::Number>());
+        }
         let start = to.start.wrapping_add(step * to.width * L::GROUP);
         let to = Panels { start, ..*to };
         match group {
@@ -74,6 +84,18 @@ pub(super) unsafe fn put_steps<L: Lanes>(
             _ => unreachable!("groups of one or two"),
         }
     }
+}
+
+/// Asks for `bytes` bytes at `address`, of which nothing is read: any address will do.
+pub(super) fn prefetch(address: *const u8, bytes: usize) {
+    #[cfg(target_arch = "x86_64")]
+    for line in (0..bytes).step_by(64) {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: a prefetch of any address is allowed and changes no memory.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(address.wrapping_add(line).cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (address, bytes);
 }
 
 per_simd! {

@@ -6,7 +6,7 @@ use crate::device::Simd;
 pub(super) const ROWS: usize = 16;
 
 /// Writes element i of row r to element `i · pitch + r` of `out`, for `len` elements of all `rows`
-/// (at most [`ROWS`]).
+/// (1 to [`ROWS`]). What lies `ahead` bytes from each row is asked for from memory meanwhile.
 ///
 /// # Safety
 /// The rows are valid for reads of `len` elements, of any alignment; `out` for what is written.
@@ -16,14 +16,17 @@ pub(super) unsafe fn transpose<U: Copy>(
     len: usize,
     out: *mut U,
     pitch: usize,
+    ahead: usize,
 ) {
     #[cfg(target_arch = "x86_64")]
     if simd >= Simd::Avx512 && size_of::<U>() == size_of::<u32>() {
+        // Missing rows are the first one again: their lanes are not written.
+        let from = std::array::from_fn(|r| rows.get(r).unwrap_or(&rows[0]).cast::<i32>());
         // SAFETY: passed on from the caller; a device has AVX-512 only where the machine has it,
-        // and any four bytes may be moved as a u32.
-        return unsafe { avx512(rows, len, out.cast(), pitch) };
+        // and any four bytes may be moved as an i32.
+        return unsafe { avx512(&from, lower_bits(rows.len()), len, out.cast(), pitch, ahead) };
     }
-    let _ = simd;
+    let _ = (simd, ahead);
     for i in 0..len {
         for (r, row) in rows.iter().enumerate() {
             // SAFETY: passed on from the caller.
@@ -32,25 +35,49 @@ pub(super) unsafe fn transpose<U: Copy>(
     }
 }
 
-/// 16 x 16 elements at a time; `rows` are of elements of four bytes.
+/// 16 x 16 elements at a time.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f")]
-unsafe fn avx512<U>(rows: &[*const U], len: usize, out: *mut u32, pitch: usize) {
+unsafe fn avx512(
+    rows: &[*const i32; ROWS],
+    lanes: u16,
+    len: usize,
+    out: *mut i32,
+    pitch: usize,
+    ahead: usize,
+) {
     use std::arch::x86_64::*;
-    let lanes = lower_bits(rows.len());
-    for start in (0..len).step_by(16) {
-        let count = (len - start).min(16);
-        let mut square = [_mm512_setzero_si512(); 16];
-        for (line, row) in square.iter_mut().zip(rows) {
-            let from = row.cast::<i32>().wrapping_add(start);
-            // SAFETY: the caller vouches for `len` elements; the mask leaves out what is beyond.
-            *line = unsafe { _mm512_maskz_loadu_epi32(lower_bits(count), from) };
+    let squares = len / 16;
+    for start in (0..squares * 16).step_by(16) {
+        // SAFETY: the caller vouches for `len` elements of each row and one of each lane; a prefetch
+        // of any address is allowed.
+        unsafe {
+            for row in rows {
+                _mm_prefetch::<_MM_HINT_T0>(
+                    row.wrapping_add(start).wrapping_byte_add(ahead).cast(),
+                );
+            }
+            let square = std::array::from_fn(|r| _mm512_loadu_si512(rows[r].add(start).cast()));
+            let square = transpose_square(square);
+            let out = out.add(start * pitch);
+            if lanes == u16::MAX {
+                for (i, line) in square.into_iter().enumerate() {
+                    _mm512_storeu_si512(out.add(i * pitch).cast(), line);
+                }
+            } else {
+                for (i, line) in square.into_iter().enumerate() {
+                    _mm512_mask_storeu_epi32(out.add(i * pitch), lanes, line);
+                }
+            }
         }
-        let square = transpose_square(square);
-        for (i, line) in square.iter().enumerate().take(count) {
-            let to = out.wrapping_add((start + i) * pitch).cast();
-            // SAFETY: the caller vouches for one element per row.
-            unsafe { _mm512_mask_storeu_epi32(to, lanes, *line) };
+    }
+    let (start, rest) = (squares * 16, len % 16);
+    // SAFETY: as above; the mask leaves out what is beyond.
+    unsafe {
+        let there = lower_bits(rest);
+        let square = rows.map(|row| _mm512_maskz_loadu_epi32(there, row.wrapping_add(start)));
+        for (i, line) in transpose_square(square).iter().enumerate().take(rest) {
+            _mm512_mask_storeu_epi32(out.wrapping_add((start + i) * pitch), lanes, *line);
         }
     }
 }
@@ -63,6 +90,7 @@ fn lower_bits(count: usize) -> u16 {
 /// Transposes 16 x 16 elements: within pairs of rows, within fours, then fours of lanes.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f")]
+#[inline]
 fn transpose_square(rows: [std::arch::x86_64::__m512i; 16]) -> [std::arch::x86_64::__m512i; 16] {
     use std::arch::x86_64::*;
     /// Lanes 0 and 2 of both operands, and lanes 1 and 3.

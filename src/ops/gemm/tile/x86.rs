@@ -53,10 +53,13 @@ impl Lanes for Avx2 {
     unsafe fn put(write: Write, sums: __m256, to: *mut f32) {
         // SAFETY: the caller vouches for the instruction set and 8 numbers.
         unsafe {
-            _mm256_storeu_ps(to, match write {
-                Write::Set => sums,
-                Write::Add => _mm256_add_ps(_mm256_loadu_ps(to), sums),
-            });
+            _mm256_storeu_ps(
+                to,
+                match write {
+                    Write::Set => sums,
+                    Write::Add => _mm256_add_ps(_mm256_loadu_ps(to), sums),
+                },
+            );
         }
     }
 
@@ -107,10 +110,13 @@ impl Lanes for Avx512 {
     unsafe fn put(write: Write, sums: __m512, to: *mut f32) {
         // SAFETY: the caller vouches for the instruction set and 16 numbers.
         unsafe {
-            _mm512_storeu_ps(to, match write {
-                Write::Set => sums,
-                Write::Add => _mm512_add_ps(_mm512_loadu_ps(to), sums),
-            });
+            _mm512_storeu_ps(
+                to,
+                match write {
+                    Write::Set => sums,
+                    Write::Add => _mm512_add_ps(_mm512_loadu_ps(to), sums),
+                },
+            );
         }
     }
 
