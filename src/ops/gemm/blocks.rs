@@ -16,7 +16,7 @@ use std::ops::Range;
 use half::bf16;
 
 use super::pack::{BUFFER, BUFFERS, Buffers, Direction, Packing, Source};
-use super::panel::Panels;
+use super::panel::{Panels, prefetch};
 use super::tile::{Lanes, Tile, VECTORS};
 use super::{Dense, Form, Params, Product};
 use crate::device::{Address, Cpu, Dtype, Scratch, ScratchMemory};
@@ -268,11 +268,30 @@ impl<'a, L: Lanes> Blocks<'a, L> {
                     let start = self.thread(0).cast::<<L::Number as Element>::Real>();
                     std::slice::from_raw_parts_mut(start.add(place * len), len)
                 };
+                if piece.end == self.steps {
+                    self.prefetch_result(rows.clone(), &rectangle.columns);
+                }
                 // SAFETY: left and right panels are packed over all steps.
                 unsafe { self.tiles(&piece, panel, rows.len(), &right, rectangle, sums) };
                 if piece.end == self.steps {
                     finish(self.cpu.simd(), self.p, rows, rectangle, sums);
                 }
+            }
+        }
+    }
+
+    /// Asks for the part of the result that will be written when the tiles of a panel are done, and
+    /// for what is added to it.
+    fn prefetch_result(&self, rows: Range<usize>, columns: &Range<usize>) {
+        for matrix in [&self.p.out, &self.p.residual] {
+            if matrix.address.is_null() {
+                continue;
+            }
+            let size = matrix.dtype.size();
+            for row in rows.clone() {
+                let start = row * matrix.stride as usize + columns.start;
+                let address = matrix.address.offset(start * size);
+                prefetch(address.cast(), columns.len() * size);
             }
         }
     }

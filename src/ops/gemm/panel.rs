@@ -86,7 +86,7 @@ pub(super) unsafe fn put_steps<L: Lanes>(
     }
 }
 
-/// Asks for `bytes` bytes at `address`, of which nothing is read: any address will do.
+/// Asks memory for `bytes` bytes at `address`, which may be any.
 pub(super) fn prefetch(address: *const u8, bytes: usize) {
     #[cfg(target_arch = "x86_64")]
     for line in (0..bytes).step_by(64) {

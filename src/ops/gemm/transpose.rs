@@ -57,7 +57,10 @@ unsafe fn avx512(
                     row.wrapping_add(start).wrapping_byte_add(ahead).cast(),
                 );
             }
-            let square = std::array::from_fn(|r| _mm512_loadu_si512(rows[r].add(start).cast()));
+            let mut square = [_mm512_setzero_si512(); ROWS];
+            for (line, row) in square.iter_mut().zip(rows) {
+                *line = _mm512_loadu_si512(row.add(start).cast());
+            }
             let square = transpose_square(square);
             let out = out.add(start * pitch);
             if lanes == u16::MAX {
@@ -72,10 +75,15 @@ unsafe fn avx512(
         }
     }
     let (start, rest) = (squares * 16, len % 16);
+    if rest == 0 {
+        return;
+    }
     // SAFETY: as above; the mask leaves out what is beyond.
     unsafe {
-        let there = lower_bits(rest);
-        let square = rows.map(|row| _mm512_maskz_loadu_epi32(there, row.wrapping_add(start)));
+        let mut square = [_mm512_setzero_si512(); ROWS];
+        for (line, row) in square.iter_mut().zip(rows) {
+            *line = _mm512_maskz_loadu_epi32(lower_bits(rest), row.add(start));
+        }
         for (i, line) in transpose_square(square).iter().enumerate().take(rest) {
             _mm512_mask_storeu_epi32(out.wrapping_add((start + i) * pitch), lanes, *line);
         }
