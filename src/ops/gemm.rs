@@ -17,8 +17,10 @@
 //! which `gemm/tile.rs` multiplies them.
 
 mod blocks;
+mod finish;
 mod pack;
 mod panel;
+mod sides;
 #[cfg(test)]
 mod tests;
 mod tile;

@@ -13,15 +13,15 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use half::bf16;
-
+use super::finish::{Part, finish, finish_turned};
 use super::pack::{BUFFER, BUFFERS, Buffers, Direction, Packing, Source};
-use super::panel::{Panels, prefetch};
+use super::panel::Panels;
+use super::sides::Sides;
 use super::tile::{Lanes, Tile, VECTORS};
-use super::{Dense, Form, Params, Product};
+use super::{Params, Product};
 use crate::device::{Address, Cpu, Dtype, Scratch, ScratchMemory};
-use crate::ops::element::{Element, Real, per_simd};
-use crate::ops::{Write, slice, slice_mut};
+use crate::ops::Write;
+use crate::ops::element::Element;
 use crate::quant::BLOCK;
 
 /// Most steps of K in a piece: the panels of a strip then take little more than a quarter of a MiB,
@@ -66,7 +66,7 @@ pub(super) fn scratch(p: &Params) -> Scratch {
 }
 
 fn most_rows(p: &Params) -> usize {
-    (p.rows as usize).min(ROWS).next_multiple_of(ROWS_STEP)
+    Sides::of(p).rows().min(ROWS).next_multiple_of(ROWS_STEP)
 }
 
 /// Bytes of a sum, and of a lane of a step.
@@ -89,6 +89,7 @@ fn buffer_bytes(p: &Params) -> usize {
 /// A launch on the lanes `L`.
 pub(super) struct Blocks<'a, L> {
     p: &'a Params,
+    sides: Sides<'a>,
     cpu: &'a Cpu,
     scratch: ScratchMemory,
     /// Of both products.
@@ -134,8 +135,9 @@ impl<'a, L: Lanes> Blocks<'a, L> {
         let steps = p.products.iter().map(steps_of::<L>).sum::<usize>();
         let piece = steps.div_ceil(steps.div_ceil(STEPS).max(1)).max(1);
         let piece = piece.next_multiple_of(STEPS_STEP);
-        let blocks = Self { p, cpu, scratch, steps, piece, lanes: PhantomData };
-        let rows = p.rows as usize;
+        let sides = Sides::of(p);
+        let blocks = Self { p, sides, cpu, scratch, steps, piece, lanes: PhantomData };
+        let rows = sides.rows();
         let block = blocks.rows_of_block();
         for first in (0..rows).step_by(block) {
             let rows = first..rows.min(first + block);
@@ -152,7 +154,7 @@ impl<'a, L: Lanes> Blocks<'a, L> {
         let row = self.steps * L::GROUP * size_of::<L::Number>();
         let fit = scratch(self.p).shared.checked_div(row).unwrap_or(ROWS);
         let most = (fit / L::ROWS * L::ROWS).min(most_rows(self.p));
-        let rows = self.p.rows as usize;
+        let rows = self.sides.rows();
         rows.div_ceil(rows.div_ceil(most)).next_multiple_of(L::ROWS)
     }
 
@@ -203,10 +205,7 @@ impl<'a, L: Lanes> Blocks<'a, L> {
                     width: L::ROWS,
                     pitch: self.left_pitch(),
                 };
-                let packing = self.packing(
-                    Source::Dense(&self.p.products[segment.product].left),
-                    self.p.form != Form::Tn,
-                );
+                let packing = self.packing(self.sides.left(segment.product));
                 let (lanes, buffers) = (lanes.clone(), self.buffers());
                 // SAFETY: the rows are of the left operand; the task owns its panels, and its
                 // thread the buffers.
@@ -218,14 +217,14 @@ impl<'a, L: Lanes> Blocks<'a, L> {
     unsafe fn multiply(&self, rows: &Range<usize>) {
         let panels = rows.len().div_ceil(L::ROWS);
         let cut = self.cut(panels);
-        let strips = (self.p.cols as usize).div_ceil(cut.columns);
+        let strips = self.sides.cols().div_ceil(cut.columns);
         let tasks = strips * panels.div_ceil(cut.panels);
         self.cpu.for_each(tasks, |task| {
             let (part, strip) = (task / strips, task % strips);
             let column = strip * cut.columns;
             let rectangle = Rectangle {
                 panels: part * cut.panels..panels.min((part + 1) * cut.panels),
-                columns: column..(self.p.cols as usize).min(column + cut.columns),
+                columns: column..self.sides.cols().min(column + cut.columns),
                 stride: cut.columns,
             };
             // SAFETY: the left panels are packed, and the task owns its rectangle.
@@ -243,7 +242,7 @@ impl<'a, L: Lanes> Blocks<'a, L> {
                 .map(move |parts| Cut { columns, panels: panels.div_ceil(parts) })
         });
         let time = |cut: &Cut| {
-            let strips = (self.p.cols as usize).div_ceil(cut.columns);
+            let strips = self.sides.cols().div_ceil(cut.columns);
             let rounds = (strips * panels.div_ceil(cut.panels)).div_ceil(threads);
             rounds * (cut.columns + COLUMNS_PER_PASS) * (cut.panels * L::ROWS + ROWS_PER_STRIP)
         };
@@ -259,7 +258,11 @@ impl<'a, L: Lanes> Blocks<'a, L> {
             let right = unsafe { self.pack_right(&piece, rectangle.columns.clone()) };
             for panel in panels.clone() {
                 let first = rows.start + panel * L::ROWS;
-                let rows = first..rows.end.min(first + L::ROWS);
+                let part = Part {
+                    rows: first..rows.end.min(first + L::ROWS),
+                    columns: rectangle.columns.clone(),
+                    stride: rectangle.stride,
+                };
                 // Sums of a panel are not needed again where one piece is all.
                 let place = if whole { 0 } else { panel - panels.start };
                 let len = L::ROWS * rectangle.stride;
@@ -268,56 +271,42 @@ impl<'a, L: Lanes> Blocks<'a, L> {
                     let start = self.thread(0).cast::<<L::Number as Element>::Real>();
                     std::slice::from_raw_parts_mut(start.add(place * len), len)
                 };
-                if piece.end == self.steps {
-                    self.prefetch_result(rows.clone(), &rectangle.columns);
-                }
                 // SAFETY: left and right panels are packed over all steps.
-                unsafe { self.tiles(&piece, panel, rows.len(), &right, rectangle, sums) };
-                if piece.end == self.steps {
-                    finish(self.cpu.simd(), self.p, rows, rectangle, sums);
-                }
+                unsafe { self.add_piece(&piece, panel, &right, &part, sums) };
             }
         }
     }
 
-    /// Asks for the part of the result that will be written when the tiles of a panel are done, and
-    /// for what is added to it.
-    fn prefetch_result(&self, rows: Range<usize>, columns: &Range<usize>) {
-        for matrix in [&self.p.out, &self.p.residual] {
-            if matrix.address.is_null() {
-                continue;
-            }
-            let size = matrix.dtype.size();
-            for row in rows.clone() {
-                let start = row * matrix.stride as usize + columns.start;
-                let address = matrix.address.offset(start * size);
-                prefetch(address.cast(), columns.len() * size);
-            }
-        }
-    }
-
-    /// Adds the product over one piece of K to the sums of the first `rows` rows of a left panel.
-    unsafe fn tiles(
+    /// Adds the product over one piece of K to the sums of a left panel, and finishes them with the
+    /// last piece.
+    unsafe fn add_piece(
         &self,
         piece: &Range<usize>,
         panel: usize,
-        rows: usize,
         right: &Panels<L::Number>,
-        rectangle: &Rectangle,
+        part: &Part,
         sums: &mut [<L::Number as Element>::Real],
     ) {
-        let (width, stride) = (right.width, rectangle.stride);
-        for (j, column) in (0..rectangle.columns.len()).step_by(width).enumerate() {
+        let (last, turned) = (piece.end == self.steps, self.sides.turned);
+        if last && !turned {
+            part.prefetch(self.p);
+        }
+        for (j, column) in (0..part.columns.len()).step_by(right.width).enumerate() {
             let tile = Tile {
                 steps: piece.len(),
                 left: self.left(panel, piece.start),
                 right: right.start.wrapping_add(j * right.pitch),
                 sums: sums[column..].as_mut_ptr(),
-                stride,
+                stride: part.stride,
                 write: if piece.start == 0 { Write::Set } else { Write::Add },
             };
             // SAFETY: the caller vouches for the panels, and a strip has room for whole tiles.
-            unsafe { L::tile(rows, width / L::WIDTH, tile) };
+            unsafe { L::tile(part.rows.len(), right.width / L::WIDTH, tile) };
+        }
+        match (last, turned) {
+            (false, _) => (),
+            (true, false) => finish(self.cpu.simd(), self.p, part, sums),
+            (true, true) => finish_turned(self.cpu.simd(), self.p, part, sums),
         }
     }
 
@@ -330,8 +319,7 @@ impl<'a, L: Lanes> Blocks<'a, L> {
             pitch: piece.len() * width * L::GROUP,
         };
         for segment in self.segments(piece.clone()) {
-            let right = &self.p.products[segment.product].right;
-            let packing = self.packing(right.into(), self.p.form == Form::Nt);
+            let packing = self.packing(self.sides.right(segment.product));
             let start = strip.start.wrapping_add(segment.first_step * width * L::GROUP);
             let to = Panels { start, ..strip };
             // SAFETY: passed on from the caller; scratch has room for a strip.
@@ -340,13 +328,9 @@ impl<'a, L: Lanes> Blocks<'a, L> {
         strip
     }
 
-    fn packing<'s>(&self, source: Source<'s>, along: bool) -> Packing<'s> {
-        Packing {
-            source,
-            direction: if along { Direction::Along } else { Direction::Across },
-            rounding: rounding(self.p.compute),
-            simd: self.cpu.simd(),
-        }
+    fn packing(&self, (source, direction): (Source<'a>, Direction)) -> Packing<'a> {
+        let (rounding, simd) = (rounding(self.p.compute), self.cpu.simd());
+        Packing { source, direction, rounding, simd }
     }
 
     /// Scratch of this thread, `bytes` from its start.
@@ -374,68 +358,4 @@ fn rounding(compute: Dtype) -> Dtype {
 /// Steps of K of a product.
 fn steps_of<L: Lanes>(product: &Product) -> usize {
     (product.depth as usize).div_ceil(L::GROUP)
-}
-
-per_simd! {
-    /// Scales `sums`, adds bias and residual, and writes the rectangle of the result.
-    fn finish<S: Real>(p: &Params, rows: Range<usize>, rectangle: &Rectangle, sums: &mut [S]) {
-        let columns = &rectangle.columns;
-        let alpha = S::from_f64(f64::from(p.alpha));
-        for (row, sums) in rows.zip(sums.chunks_exact_mut(rectangle.stride)) {
-            let sums = &mut sums[..columns.len()];
-            for sum in sums.iter_mut() {
-                *sum *= alpha;
-            }
-            // SAFETY: the caller vouches for bias, residual and result, and owns the rectangle.
-            unsafe {
-                if !p.bias.is_null() {
-                    add(slice::<f32>(p.bias, columns.start, columns.len()), sums);
-                }
-                if !p.residual.address.is_null() {
-                    add_residual(&p.residual, row, columns.start, sums);
-                }
-                write(p, row, columns.start, sums);
-            }
-        }
-    }
-}
-
-#[inline(always)]
-unsafe fn add_residual<S: Real>(residual: &Dense, row: usize, column: usize, sums: &mut [S]) {
-    let (address, start) = (residual.address, row * residual.stride as usize + column);
-    // SAFETY: passed on from the caller.
-    unsafe {
-        match residual.dtype {
-            Dtype::Bf16 => add(slice::<bf16>(address, start, sums.len()), sums),
-            Dtype::F32 => add(slice::<f32>(address, start, sums.len()), sums),
-            Dtype::F64 => add(slice::<f64>(address, start, sums.len()), sums),
-        }
-    }
-}
-
-#[inline(always)]
-fn add<S: Real, E: Element>(numbers: &[E], sums: &mut [S]) {
-    for (sum, number) in sums.iter_mut().zip(numbers) {
-        *sum += S::from_f64(number.real().to_f64());
-    }
-}
-
-#[inline(always)]
-unsafe fn write<S: Real>(p: &Params, row: usize, column: usize, sums: &[S]) {
-    let (address, start) = (p.out.address, row * p.out.stride as usize + column);
-    // SAFETY: passed on from the caller.
-    unsafe {
-        match p.out.dtype {
-            Dtype::Bf16 => put(p, sums, slice_mut::<bf16>(address, start, sums.len())),
-            Dtype::F32 => put(p, sums, slice_mut::<f32>(address, start, sums.len())),
-            Dtype::F64 => put(p, sums, slice_mut::<f64>(address, start, sums.len())),
-        }
-    }
-}
-
-#[inline(always)]
-fn put<S: Real, E: Element>(p: &Params, sums: &[S], out: &mut [E]) {
-    for (place, sum) in out.iter_mut().zip(sums) {
-        p.write.put(place, E::Real::from_f64(sum.to_f64()));
-    }
 }
