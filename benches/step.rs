@@ -64,11 +64,11 @@ const TINY: Shape = Shape {
 
 /// Shape, tokens of the sequence, what blocks keep.
 const CASES: [(Shape, usize, Keep); 5] = [
-    (TINY, 64, Keep::Everything),
-    (SMALL, 512, Keep::Everything),
-    (SMALL, 512, Keep::Inputs),
-    (QWEN, 512, Keep::Everything),
-    (QWEN, 512, Keep::Inputs),
+    (TINY, 64, Keep::EVERYTHING),
+    (SMALL, 512, Keep::EVERYTHING),
+    (SMALL, 512, Keep::INPUTS),
+    (QWEN, 512, Keep::EVERYTHING),
+    (QWEN, 512, Keep::INPUTS),
 ];
 
 const RANK: usize = 16;
@@ -106,10 +106,7 @@ fn main() -> Result<(), Error> {
 }
 
 fn name((shape, tokens, keep): &(Shape, usize, Keep)) -> String {
-    let keep = match keep {
-        Keep::Everything => "kept",
-        Keep::Inputs => "recomputed",
-    };
+    let keep = if *keep == Keep::EVERYTHING { "kept" } else { "recomputed" };
     format!("{}/{tokens}/{keep}", shape.name)
 }
 
@@ -167,9 +164,9 @@ fn measure(case: &(Shape, usize, Keep), threads: usize, steps: usize) -> Result<
         seconds.push(begun.elapsed().as_secs_f64());
     }
     let flops = shape.flops_per_token(tokens, RANK)
-        + match keep {
-            Keep::Everything => 0.0,
-            Keep::Inputs => shape.recomputed_flops_per_token(tokens, RANK),
+        + match keep == Keep::EVERYTHING {
+            true => 0.0,
+            false => shape.recomputed_flops_per_token(tokens, RANK),
         };
     let rate = tokens as f64 / median(&mut seconds);
     let peak = median(&mut peaks);

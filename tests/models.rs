@@ -156,6 +156,7 @@ fn recomputing_a_block_gives_the_same_bits_as_keeping_it() {
         let folder = fixture("models").join(family);
         let reference = json(&folder.join("reference.json"));
         let all = micro_batch(&examples(reference["rows"].as_array().unwrap()));
+        let layers = Config::read(&folder.join("config.json")).unwrap().layers;
         let gradient = |keep, threads| {
             let open = Open {
                 folder: &folder,
@@ -172,9 +173,13 @@ fn recomputing_a_block_gives_the_same_bits_as_keeping_it() {
             session.device.download(&session.params.grads, &mut grads);
             grads.iter().map(|g| g.to_bits()).collect::<Vec<_>>()
         };
-        let kept = gradient(Keep::Everything, 1);
-        assert_eq!(kept, gradient(Keep::Inputs, 1), "{family}: recomputed");
-        assert_eq!(kept, gradient(Keep::Inputs, 3), "{family}: three threads");
+        let kept = gradient(Keep::EVERYTHING, 1);
+        assert_eq!(kept, gradient(Keep::INPUTS, 1), "{family}: recomputed");
+        assert_eq!(kept, gradient(Keep::INPUTS, 3), "{family}: three threads");
+        for blocks in 2..layers {
+            let some = Keep { blocks, ..Keep::INPUTS };
+            assert_eq!(kept, gradient(some, 1), "{family}: {blocks} blocks kept");
+        }
     }
 }
 
@@ -209,7 +214,7 @@ fn blocks_that_share_memory_have_room_for_the_largest_update_of_any() {
         session.gradient(rows, Draw { seed: 0, stream: 0 }).loss
     };
     let expected = loss(even.path(), TRAINING);
-    for keep in [Keep::Everything, Keep::Inputs] {
+    for keep in [Keep::EVERYTHING, Keep::INPUTS] {
         let found = loss(deep.path(), Purpose::Training(keep));
         assert!((found - expected).abs() <= 1e-5 * expected, "{keep:?}: {found}, not {expected}");
     }

@@ -58,13 +58,15 @@ impl Shape {
         self.layers as f64 * layer + 4.0 * head
     }
 
-    /// What is added when each block's forward pass is computed a second time.
+    /// What is added when the forward pass of each block but the last is computed a second time, up
+    /// to the down projection, of which the way back needs the low-rank part only.
     pub fn recomputed_flops_per_token(&self, tokens: usize, rank: usize) -> f64 {
         let maps = self.linears();
         let weights: usize = maps.iter().map(|(_, n, k)| n * k).sum();
         let low_rank: usize = maps.iter().map(|(_, n, k)| rank * (n + k)).sum();
+        let not_needed = (self.feed_forward + rank) * self.hidden;
         let attention = 2.0 * (tokens * self.heads * self.head_dim()) as f64;
-        self.layers as f64 * (2.0 * (weights + low_rank) as f64 + attention)
+        (self.layers - 1) as f64 * (2.0 * (weights + low_rank - not_needed) as f64 + attention)
     }
 
     fn config(&self) -> serde_json::Value {

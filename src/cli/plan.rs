@@ -132,7 +132,8 @@ fn as_json(args: &PlanArgs, plan: &Plan, limits: Limits, seq_len: usize) -> Valu
         "disk_bytes": disk_bytes(flags, plan),
         "fits": plan.fits(),
         "choices": {
-            "keep": table::choice(plan.keep),
+            "keep": table::choice(plan),
+            "kept_layers": plan.keep.blocks.min(plan.layers),
             "device": "cpu",
             "quantization": spelled(flags.base.quantization),
             "optimizer": spelled(flags.optimizer.optimizer),

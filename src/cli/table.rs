@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use qlora_train::device::Report;
-use qlora_train::model::workspace::Keep;
+
 use qlora_train::train::plan::Plan;
 use serde_json::{Map, Value, json};
 
@@ -36,11 +36,12 @@ pub fn duration(seconds: f64) -> String {
     }
 }
 
-/// What a plan chose, in a word.
-pub fn choice(keep: Keep) -> &'static str {
-    match keep {
-        Keep::Everything => "everything",
-        Keep::Inputs => "inputs",
+/// What a plan chose to keep, in a word.
+pub fn choice(plan: &Plan) -> &'static str {
+    match plan.keep.blocks {
+        blocks if blocks >= plan.layers => "everything",
+        1 => "inputs",
+        _ => "some",
     }
 }
 
@@ -53,9 +54,12 @@ pub fn plan(plan: &Plan) -> String {
         let _ = writeln!(text, "  {label:<22} {:>12}", mib(bytes));
     }
     let (total, budget) = (mib(plan.report.total.peak), mib(plan.budget));
-    let kept = match plan.keep {
-        Keep::Everything => "layers keep everything for the way back",
-        Keep::Inputs => "layers keep their inputs and compute the rest again",
+    let kept = match (choice(plan), plan.keep.blocks, plan.layers) {
+        ("everything", ..) => "layers keep everything for the way back".to_owned(),
+        ("inputs", ..) => "layers keep their inputs and compute the rest again".to_owned(),
+        (_, kept, layers) => format!(
+            "{kept} of {layers} layers keep everything for the way back, the others compute it again"
+        ),
     };
     let verdict = if plan.fits() { "fits" } else { "DOES NOT FIT" };
     let _ = write!(text, "  {:<22} {total:>12}  of {budget} allowed: {verdict}; {kept}", "total");

@@ -1,5 +1,8 @@
 //! One transformer block, forward in nine steps and backward in the same nine, read upwards.
 //!
+//! Forward runs once more before backward where a block keeps its input only; it then stops where
+//! nothing is needed any more. h is not kept at all: the way back makes it again beside its gradient.
+//!
 //! Shapes: x [N, C] enters; h₁ [N, C]; qkv [N, (H+2K)·D]; o [N, H·D]; x₁ [N, C]; h₂ [N, C];
 //! gate_up [N, 2F]; h [N, F]; y [N, C] leaves. Gradients are `d` + name; `dx` [N, C] is the gradient
 //! of the residual stream and is changed in place from dy to dx.
@@ -121,14 +124,16 @@ impl Block {
     }
 
     /// y [N, C] = this block of x [N, C]; `saved` receives what [`backward`](Self::backward) needs.
-    /// With a `cache`, keys and values of earlier tokens are seen too, and these are added to it.
+    /// Without y nothing else is computed. `h` is room for the MLP's [N, F]. With a `cache`, keys and
+    /// values of earlier tokens are seen too, and these are added to it.
     pub fn forward(
         &self,
         cx: &mut Context,
         x: Mat,
         saved: &mut Saved,
+        h: &mut Act,
         cache: Option<&mut LayerCache>,
-        y: MatMut,
+        y: Option<MatMut>,
     ) {
         let n = cx.tokens.count;
         let (hidden, width) = (x.cols, self.attention.fused_columns());
@@ -170,21 +175,25 @@ impl Block {
         forward_slots(cx, &self.gate_up, h2, gate_up_xa, gate_up);
         // 8. h = act(gate)·up
         let gate_up = saved.gate_up.view(n, 2 * feed_forward);
-        glu::forward(cx.device, gate_up, self.activation, saved.h.view_mut(n, feed_forward));
+        glu::forward(cx.device, gate_up, self.activation, h.view_mut(n, feed_forward));
         // 9. y = x₁ + h·Wdᵀ
-        let h = saved.h.view(n, feed_forward);
+        let h = h.view(n, feed_forward);
         let kept = (&mut down_xa[0], saved.mlp_out.as_mut());
-        self.mlp_branch().add(cx, h, kept, x1, y);
+        match y {
+            Some(y) => self.mlp_branch().add(cx, h, kept, x1, y),
+            None => self.mlp_branch().keep(cx, h, kept),
+        }
     }
 
     /// Turns `dx` from the gradient at y into the gradient at x, and adds to the gradients of the
-    /// parameters. With `Reach::Params` the gradient at x is not computed.
+    /// parameters. With `Reach::Params` the gradient at x is not computed. `h` is room for [N, F].
     pub fn backward(
         &self,
         cx: &mut Context,
         x: Mat,
         saved: &Saved,
         g: &mut Grads,
+        h: &mut Act,
         dx: &mut Act,
         reach: Reach,
     ) {
@@ -198,13 +207,14 @@ impl Block {
         // 9'. dh = dy·Wd
         let dy = dx.view(n, hidden);
         let dm = self.mlp_branch().gradient(cx.device, saved.mlp_out.as_ref(), dy, &mut g.dn);
-        let h = saved.h.view(n, feed_forward);
-        let dh = (g.dh.view_mut(n, feed_forward), Write::Set);
-        self.down.backward(cx, h, down_xa[0].as_ref(), dm, Some(dh));
-        // 8'. d_gate_up
+        let dh = (h.view_mut(n, feed_forward), Write::Set);
+        self.down.backward_to_input(cx, down_xa[0].as_ref(), dm, dh);
+        // 8'. d_gate_up, and h in the place of its gradient
         let gate_up = saved.gate_up.view(n, 2 * feed_forward);
         let d_gate_up = g.d_gate_up.view_mut(n, 2 * feed_forward);
-        glu::backward(cx.device, gate_up, self.activation, g.dh.view(n, feed_forward), d_gate_up);
+        let dh = h.view_mut(n, feed_forward);
+        glu::backward(cx.device, gate_up, self.activation, dh, d_gate_up);
+        self.down.gradient_of_a(cx, h.view(n, feed_forward));
         // 7'. dn = d_gate_up·[Wg ; Wu], dx += gradient of the norm at x₁
         let (h2, d_gate_up) = (saved.h2.view(n, hidden), g.d_gate_up.view(n, 2 * feed_forward));
         let dn = Some(g.dn.view_mut(n, hidden));
@@ -396,6 +406,17 @@ impl Branch<'_> {
         self.linear.forward(cx, h, xa.as_mut(), None, out.view_mut(x.rows, x.cols));
         copy::copy(cx.device, x, y.reborrow());
         rmsnorm::forward(cx.device, out.view(x.rows, x.cols), norm, y, Write::Add);
+    }
+
+    /// Keeps what the way back needs of [`add`](Self::add).
+    fn keep(&self, cx: &mut Context, h: Mat, (xa, out): (&mut Option<Act>, Option<&mut Act>)) {
+        match (self.norm, out) {
+            (Some(_), Some(out)) => {
+                let out = out.view_mut(h.rows, self.linear.weight.rows);
+                self.linear.forward(cx, h, xa.as_mut(), None, out);
+            }
+            _ => self.linear.low_rank(cx, h, xa.as_mut()),
+        }
     }
 
     /// The gradient at the linear map's output: dy itself, or through the norm into `dn`.

@@ -18,7 +18,7 @@ use super::config::Config;
 use super::linear::{Context, Dropout};
 use super::tokens::Batch;
 use super::weight::Weight;
-use super::workspace::{HeadRoom, Keep, Workspace};
+use super::workspace::{HeadRoom, Workspace};
 use crate::device::Buf;
 
 /// A decoder with its frozen weights, and the places where trainables are attached.
@@ -71,6 +71,7 @@ impl Decoder {
         let table = table.view(self.config.vocab, hidden);
         let scale = self.config.embedding_scale(device.dtype());
         embedding::lookup(device, table, &w.tokens.ids, scale, w.inputs[0].view_mut(n, hidden));
+        let first_kept = self.layers.len() - w.saved.len();
         for (i, block) in self.layers.iter().enumerate() {
             let (from, to) = w.around(i);
             let (below, above) = w.inputs.split_at_mut(from.max(to));
@@ -78,7 +79,7 @@ impl Decoder {
                 true => (&below[from], &mut above[0]),
                 false => (&above[0], &mut below[to]),
             };
-            let saved = w.saved.len().min(i + 1) - 1;
+            let saved = i.saturating_sub(first_kept);
             let mut cx = Context {
                 device,
                 tokens: &w.tokens,
@@ -86,8 +87,8 @@ impl Decoder {
                 dxa: &mut w.dxa,
                 dropout: dropout(draw, w.training.as_mut().and_then(|t| t.dropped.as_mut())),
             };
-            let (x, y) = (x.view(n, hidden), y.view_mut(n, hidden));
-            block.forward(&mut cx, x, &mut w.saved[saved], w.caches.get_mut(i), y);
+            let (x, y) = (x.view(n, hidden), Some(y.view_mut(n, hidden)));
+            block.forward(&mut cx, x, &mut w.saved[saved], &mut w.h, w.caches.get_mut(i), y);
         }
     }
 
@@ -184,6 +185,7 @@ impl Decoder {
         draw: Option<Draw>,
     ) {
         let (n, hidden, lowest) = (w.tokens.count, self.config.hidden, self.lowest_trained());
+        let first_kept = self.layers.len() - w.saved.len();
         let training = w.training.as_mut().expect("a workspace for training");
         for (i, block) in self.layers.iter().enumerate().skip(lowest).rev() {
             let mut cx = Context {
@@ -193,19 +195,17 @@ impl Decoder {
                 dxa: &mut w.dxa,
                 dropout: dropout(draw, training.dropped.as_mut()),
             };
-            let (below, above) = w.inputs.split_at_mut(i + 1);
-            let x = below[i].view(n, hidden);
-            let saved = match w.keep {
-                Keep::Everything => &w.saved[i],
-                Keep::Inputs => {
-                    // The output is computed again with the rest; nobody needs the old one.
-                    let y = above[0].view_mut(n, hidden);
-                    block.forward(&mut cx, x, &mut w.saved[0], None, y);
+            let x = w.inputs[i].view(n, hidden);
+            let saved = match i.checked_sub(first_kept) {
+                Some(slot) => &w.saved[slot],
+                None => {
+                    block.forward(&mut cx, x, &mut w.saved[0], &mut w.h, None, None);
                     &w.saved[0]
                 }
             };
             let reach = if i == lowest { Reach::Params } else { Reach::Input };
-            block.backward(&mut cx, x, saved, &mut training.grads, &mut training.dx, reach);
+            let (g, dx) = (&mut training.grads, &mut training.dx);
+            block.backward(&mut cx, x, saved, g, &mut w.h, dx, reach);
         }
     }
 }
@@ -231,7 +231,7 @@ mod tests {
     use crate::device::Dtype;
     use crate::model::load::{Quantization, load};
     use crate::model::tokens::Limits;
-    use crate::model::workspace::Purpose;
+    use crate::model::workspace::{Keep, Purpose};
     use crate::params::Index;
 
     /// Losses, and the bits of their gradient at the last block's output, with logits held for
@@ -244,7 +244,7 @@ mod tests {
         let decoder = load(&device, config, Some(&weights), Quantization::None).unwrap();
         let mut params = Params::new(&device, Index::default()).unwrap();
         let limits = Limits { tokens: 29, sequences: 2, targets: 25 };
-        let purpose = Purpose::Training(Keep::Everything);
+        let purpose = Purpose::Training(Keep::EVERYTHING);
         let mut w = Workspace::new(&device, &decoder, limits, purpose).unwrap();
         w.head.chunk = chunk;
         let tokens: Vec<u32> = (0..29).map(|i| i * 13 % 64).collect();

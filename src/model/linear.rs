@@ -82,18 +82,23 @@ impl Linear {
     ) {
         let epilogue = Epilogue { bias: self.bias.as_ref(), residual, ..Epilogue::default() };
         let base = Term { left: x, right: self.weight.operand() };
-        let Some(lora) = &self.lora else {
+        let (Some(lora), Some(xa)) = (&self.lora, xa) else {
             return matmul(cx.device, Form::Nt, &[base], epilogue, y, Write::Set);
         };
-        let xa = xa.expect("a linear map with LoRA has room for xa");
+        self.low_rank(cx, x, Some(xa));
+        let up = Operand::Dense(cx.params.operand(lora.b));
+        let up = Term { left: xa.view(x.rows, lora.rank), right: up };
+        matmul(cx.device, Form::Nt, &[base, up], epilogue, y, Write::Set);
+    }
+
+    /// xa [N, R] = s·drop(x)·Aᵀ alone, where there is an update.
+    pub fn low_rank(&self, cx: &mut Context, x: Mat, xa: Option<&mut Act>) {
+        let (Some(lora), Some(xa)) = (&self.lora, xa) else { return };
         let a = Operand::Dense(cx.params.operand(lora.a));
         let down = Term { left: dropped(cx.device, &mut cx.dropout, lora, x), right: a };
         let scaled = Epilogue { alpha: lora.scale, ..Epilogue::default() };
         let out = xa.view_mut(x.rows, lora.rank);
         matmul(cx.device, Form::Nt, &[down], scaled, out, Write::Set);
-        let up = Operand::Dense(cx.params.operand(lora.b));
-        let up = Term { left: xa.view(x.rows, lora.rank), right: up };
-        matmul(cx.device, Form::Nt, &[base, up], epilogue, y, Write::Set);
     }
 
     /// Adds to the gradients of A and B, and writes or adds dx [N, in] where it is asked for.
@@ -105,39 +110,59 @@ impl Linear {
         dy: Mat,
         dx: Option<(MatMut, Write)>,
     ) {
+        match dx {
+            Some(dx) => self.backward_to_input(cx, xa, dy, dx),
+            None => self.gradient_of_b(cx, xa, dy),
+        }
+        self.gradient_of_a(cx, x);
+    }
+
+    /// The part of [`backward`](Self::backward) that needs no x: adds to the gradient of B, and
+    /// writes or adds dx [N, in]. [`gradient_of_a`](Self::gradient_of_a) is the rest of it and comes
+    /// before the way back of any other map.
+    pub fn backward_to_input(
+        &self,
+        cx: &mut Context,
+        xa: Option<&Act>,
+        dy: Mat,
+        (dx, write): (MatMut, Write),
+    ) {
+        self.gradient_of_b(cx, xa, dy);
         let base = Term { left: dy, right: self.weight.operand() };
         let Some(lora) = &self.lora else {
-            if let Some((dx, write)) = dx {
-                matmul(cx.device, Form::Nn, &[base], Epilogue::default(), dx, write);
-            }
-            return;
+            return matmul(cx.device, Form::Nn, &[base], Epilogue::default(), dx, write);
         };
-        let xa = xa.expect("a linear map with LoRA has kept xa").view(x.rows, lora.rank);
-        self.low_rank_gradients(cx, lora, x, xa, dy);
-        let Some((dx, write)) = dx else { return };
-        let dxa = cx.dxa.view(x.rows, lora.rank);
+        let dxa = cx.dxa.view(dy.rows, lora.rank);
         let low_rank = Term { left: dxa, right: Operand::Dense(cx.params.operand(lora.a)) };
         let Some(Dropout { room, draw }) = cx.dropout.as_mut().filter(|_| lora.dropout > 0.0)
         else {
             return matmul(cx.device, Form::Nn, &[base, low_rank], Epilogue::default(), dx, write);
         };
-        let undropped = room.view_mut(x.rows, x.cols);
+        let (rows, cols) = (dx.rows, dx.cols);
+        let undropped = room.view_mut(rows, cols);
         matmul(cx.device, Form::Nn, &[low_rank], Epilogue::default(), undropped, Write::Set);
         let mut dx = dx;
         matmul(cx.device, Form::Nn, &[base], Epilogue::default(), dx.reborrow(), write);
         let draw = stream_of(*draw, lora);
-        dropout(cx.device, room.view(x.rows, x.cols), draw, lora.dropout, dx, Write::Add);
+        dropout(cx.device, room.view(rows, cols), draw, lora.dropout, dx, Write::Add);
     }
 
-    /// dB += dyᵀ·xa, dxa = s·dy·B, dA += dxaᵀ·drop(x).
-    fn low_rank_gradients(&self, cx: &mut Context, lora: &Lora, x: Mat, xa: Mat, dy: Mat) {
+    /// dB += dyᵀ·xa and dxa = s·dy·B, where there is an update.
+    fn gradient_of_b(&self, cx: &mut Context, xa: Option<&Act>, dy: Mat) {
+        let Some(lora) = &self.lora else { return };
+        let xa = xa.expect("a linear map with LoRA has kept xa").view(dy.rows, lora.rank);
         let db = Term { left: dy, right: Operand::Dense(xa) };
         let out = cx.params.grad_mut(lora.b);
         matmul(cx.device, Form::Tn, &[db], Epilogue::default(), out, Write::Add);
         let b = Operand::Dense(cx.params.operand(lora.b));
         let scaled = Epilogue { alpha: lora.scale, ..Epilogue::default() };
-        let dxa = cx.dxa.view_mut(x.rows, lora.rank);
+        let dxa = cx.dxa.view_mut(dy.rows, lora.rank);
         matmul(cx.device, Form::Nn, &[Term { left: dy, right: b }], scaled, dxa, Write::Set);
+    }
+
+    /// dA += dxaᵀ·drop(x), where there is an update.
+    pub fn gradient_of_a(&self, cx: &mut Context, x: Mat) {
+        let Some(lora) = &self.lora else { return };
         let input = Operand::Dense(dropped(cx.device, &mut cx.dropout, lora, x));
         let da = Term { left: cx.dxa.view(x.rows, lora.rank), right: input };
         let out = cx.params.grad_mut(lora.a);

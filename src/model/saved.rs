@@ -19,7 +19,6 @@ pub struct Saved {
     pub(super) x1: Act,
     pub(super) h2: Act,
     pub(super) gate_up: Act,
-    pub(super) h: Act,
     pub(super) mlp_out: Option<Act>,
     pub(super) low_rank: Vec<Option<Act>>,
 }
@@ -30,7 +29,6 @@ pub struct Grads {
     pub(super) dqkv: Act,
     pub(super) d_o: Act,
     pub(super) d_gate_up: Act,
-    pub(super) dh: Act,
 }
 
 /// Label of what forward passes leave for backward passes.
@@ -60,7 +58,6 @@ impl Saved {
             x1: act(hidden)?,
             h2: act(hidden)?,
             gate_up: act(2 * feed_forward)?,
-            h: act(feed_forward)?,
             mlp_out: sandwich.then(|| act(hidden)).transpose()?,
             low_rank: largest_ranks(blocks)
                 .map(|r| r.map(act).transpose())
@@ -89,7 +86,6 @@ impl Grads {
             dqkv: act(block.attention.fused_columns())?,
             d_o: act(block.attention.query_columns().len())?,
             d_gate_up: act(2 * feed_forward)?,
-            dh: act(feed_forward)?,
         })
     }
 }

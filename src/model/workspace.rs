@@ -1,9 +1,9 @@
 //! Memory of a pass, taken once for the largest batch.
 //!
-//! What each block keeps between its forward and its backward pass is a plan, not a flag: with
-//! [`Keep::Everything`] nothing is computed twice; with [`Keep::Inputs`] a block keeps its input and
-//! runs forward again before it runs backward, in memory that all blocks share. One forward code
-//! path serves both, and the gradients are equal bit for bit.
+//! What blocks keep between their forward and their backward pass is a plan, not a flag: [`Keep`]
+//! says how many of them, from the last one down, keep everything. The others keep their input and
+//! run forward again before they run backward, in the memory of a block that is done by then. One
+//! forward code path serves both, and the gradients are equal bit for bit.
 
 use crate::device::{Act, Buf, Device, Dtype};
 use crate::error::Error;
@@ -13,13 +13,22 @@ use super::decoder::Decoder;
 use super::saved::{Grads, Saved};
 use super::tokens::{Limits, Tokens};
 
-/// What the blocks keep between forward and backward.
+/// What is kept between forward and backward, and how much of the logits is held at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Keep {
-    /// Their inputs only: everything else is computed again.
-    Inputs,
-    /// Everything.
-    Everything,
+pub struct Keep {
+    /// Blocks that keep everything, at least one: the last ones. All others keep their inputs.
+    pub blocks: usize,
+    /// Logits held at once, in numbers, if not all of them.
+    pub logits: usize,
+}
+
+impl Keep {
+    /// Nothing is computed twice. 40 Mi logits of 4 bytes are half of those of 512 tokens and a
+    /// vocabulary of 152 thousand: the head is then packed twice, which costs 2 % of a step.
+    pub const EVERYTHING: Self = Self { blocks: usize::MAX, logits: 40 << 20 };
+
+    /// The least memory.
+    pub const INPUTS: Self = Self { blocks: 1, logits: 16 << 20 };
 }
 
 /// What a workspace is for.
@@ -42,14 +51,15 @@ pub struct Workspace {
     pub tokens: Tokens,
     /// Inputs of the blocks, and the last one's output: one for each, or two in turn.
     pub(super) inputs: Vec<Act>,
-    /// One for each block, or one for all.
+    /// One for each of the last blocks. The first of them serves all blocks before, too.
     pub(super) saved: Vec<Saved>,
+    /// The MLP's h or its gradient [N, F], of whichever block runs.
+    pub(super) h: Act,
     /// Keys and values of earlier tokens, one for each block; empty but in generation.
     pub(super) caches: Vec<LayerCache>,
     pub(super) head: HeadRoom,
     pub(super) training: Option<TrainingRoom>,
     pub(super) dxa: Act,
-    pub(super) keep: Keep,
 }
 
 /// Memory of the head.
@@ -74,9 +84,6 @@ pub(super) struct TrainingRoom {
     pub dropped: Option<Act>,
 }
 
-/// Logits held at once, in numbers: 16 Mi are 64 MiB in f32.
-const LOGITS: usize = 16 << 20;
-
 impl Workspace {
     /// Takes the memory.
     ///
@@ -91,24 +98,25 @@ impl Workspace {
         let (n, c) = (limits.tokens, &decoder.config);
         let keep = match purpose {
             Purpose::Training(keep) => keep,
-            _ => Keep::Inputs,
+            _ => Keep::INPUTS,
         };
         let training = matches!(purpose, Purpose::Training(_));
         let inputs = if training { c.layers + 1 } else { 2 };
-        let sharing = if keep == Keep::Everything { 1 } else { c.layers };
+        let first_kept = c.layers.saturating_sub(keep.blocks);
         let block = &decoder.layers[0];
+        let saved = |i| {
+            let blocks = if i == first_kept { 0..i + 1 } else { i..i + 1 };
+            Saved::new(device, &decoder.layers[blocks], n)
+        };
         Ok(Self {
             tokens: Tokens::new(device, c, limits)?,
             inputs: (0..inputs)
                 .map(|_| device.alloc_act("layer inputs", n * c.hidden))
                 .collect::<Result<_, _>>()?,
-            saved: decoder
-                .layers
-                .chunks(sharing)
-                .map(|blocks| Saved::new(device, blocks, n))
-                .collect::<Result<_, _>>()?,
+            saved: (first_kept..c.layers).map(saved).collect::<Result<_, _>>()?,
+            h: device.alloc_act("activations", n * block.down.weight.cols)?,
             caches: caches(device, decoder, purpose)?,
-            head: HeadRoom::new(device, decoder, limits.targets)?,
+            head: HeadRoom::new(device, decoder, limits.targets, keep.logits)?,
             training: match training {
                 true => Some(TrainingRoom {
                     grads: Grads::new(device, block, n)?,
@@ -119,15 +127,20 @@ impl Workspace {
                 false => None,
             },
             dxa: device.alloc_act("activation gradients", n * decoder.largest_rank())?,
-            keep,
         })
     }
 }
 
 impl HeadRoom {
-    fn new(device: &Device, decoder: &Decoder, targets: usize) -> Result<Self, Error> {
+    fn new(
+        device: &Device,
+        decoder: &Decoder,
+        targets: usize,
+        logits: usize,
+    ) -> Result<Self, Error> {
         let c = &decoder.config;
-        let chunk = (LOGITS / c.vocab).clamp(1, targets.max(1));
+        let most = (logits / c.vocab).max(1);
+        let chunk = targets.div_ceil(targets.div_ceil(most).max(1)).max(1);
         let dtype = match device.dtype() {
             Dtype::F64 => Dtype::F64,
             Dtype::Bf16 | Dtype::F32 => Dtype::F32,

@@ -2,7 +2,8 @@
 //!
 //! For each activation act(x) = x·c(x), where c is a distribution function; the slope is
 //! act′(x) = c(x) + x·c′(x). The gradients are d_gate = dh·up·act′(gate) and d_up = dh·act(gate).
-//! Nothing is kept between the passes.
+//! Nothing but gate and up is kept between the passes: the way back gives h once more, beside the
+//! gradients, for the map that h went into.
 
 use super::element::{Element, Real, per_simd, with_element};
 use super::gauss::distribution_and_density;
@@ -73,8 +74,14 @@ pub fn forward(device: &Device, gate_up: Mat, activation: Activation, out: MatMu
     unsafe { device.launch(kernel) }
 }
 
-/// d_gate_up [N, 2F] = the gradient at gate_up [N, 2F], given dh [N, F].
-pub fn backward(device: &Device, gate_up: Mat, activation: Activation, dh: Mat, d_gate_up: MatMut) {
+/// d_gate_up [N, 2F] = the gradient at gate_up [N, 2F], given dh [N, F], whose place h takes.
+pub fn backward(
+    device: &Device,
+    gate_up: Mat,
+    activation: Activation,
+    dh: MatMut,
+    d_gate_up: MatMut,
+) {
     assert_eq!(
         (2 * dh.cols, dh.rows, dh.dtype),
         (gate_up.cols, gate_up.rows, gate_up.dtype),
@@ -147,7 +154,7 @@ fn backward_on_cpu<E: Element>(p: &BackwardParams, cpu: &Cpu) {
             (
                 slice::<E>(p.gate_up, start, columns.len()),
                 slice::<E>(p.gate_up, start + width, columns.len()),
-                slice::<E>(p.dh, dh, columns.len()),
+                slice_mut::<E>(p.dh, dh, columns.len()),
                 slice_mut::<E>(p.d_gate_up, d_start, columns.len()),
                 slice_mut::<E>(p.d_gate_up, d_start + width, columns.len()),
             )
@@ -168,7 +175,12 @@ per_simd! {
 
 per_simd! {
     fn gradient<E: Element>(
-        gate: &[E], up: &[E], activation: Activation, dh: &[E], d_gate: &mut [E], d_up: &mut [E],
+        gate: &[E],
+        up: &[E],
+        activation: Activation,
+        dh: &mut [E],
+        d_gate: &mut [E],
+        d_up: &mut [E],
     ) {
         match activation {
             Activation::Silu => gradient_by::<E, Silu>(gate, up, dh, d_gate, d_up),
@@ -189,7 +201,7 @@ fn gated_by<E: Element, A: Act>(gate: &[E], up: &[E], out: &mut [E]) {
 fn gradient_by<E: Element, A: Act>(
     gate: &[E],
     up: &[E],
-    dh: &[E],
+    dh: &mut [E],
     d_gate: &mut [E],
     d_up: &mut [E],
 ) {
@@ -198,6 +210,7 @@ fn gradient_by<E: Element, A: Act>(
         let (value, slope) = A::value_and_slope(gate.real());
         *d_gate = E::from_real(dh.real() * up.real() * slope);
         *d_up = E::from_real(dh.real() * value);
+        *dh = E::from_real(value * up.real());
     }
 }
 
@@ -281,10 +294,13 @@ mod tests {
     ) -> Vec<f64> {
         let (rows, width) = shape;
         let gate_up = act(device, device.dtype(), gate_up);
-        let dh = act(device, device.dtype(), dh);
+        let mut dh = act(device, device.dtype(), dh);
         let mut out = device.alloc_act("out", rows * 2 * width).unwrap();
-        let views = (gate_up.view(rows, 2 * width), dh.view(rows, width));
+        let views = (gate_up.view(rows, 2 * width), dh.view_mut(rows, width));
         backward(device, views.0, activation, views.1, out.view_mut(rows, 2 * width));
+        let mut h = device.alloc_act("h", rows * width).unwrap();
+        forward(device, gate_up.view(rows, 2 * width), activation, h.view_mut(rows, width));
+        assert_eq!(values(device, &dh), values(device, &h), "h in the place of dh");
         values(device, &out)
     }
 

@@ -73,6 +73,8 @@ impl Method<'_> {
 pub struct Plan {
     /// What blocks keep.
     pub keep: Keep,
+    /// Count of blocks.
+    pub layers: usize,
     /// Bytes by label.
     pub report: Report,
     /// Bytes allowed.
@@ -91,13 +93,25 @@ impl Plan {
 /// # Errors
 /// As [`load`] for what can be told from shapes.
 pub fn plan(job: &Job, budget: u64) -> Result<Plan, Error> {
-    for keep in [Keep::Everything, Keep::Inputs] {
-        let plan = Plan { keep, report: book(job, keep)?, budget };
-        if plan.fits() || keep == Keep::Inputs {
-            return Ok(plan);
+    let layers = job.config.layers;
+    let with = |blocks, logits| -> Result<Plan, Error> {
+        let keep = Keep { blocks, logits };
+        Ok(Plan { keep, layers, report: book(job, keep)?, budget })
+    };
+    let everything = with(layers, Keep::EVERYTHING.logits)?;
+    if everything.fits() {
+        return Ok(everything);
+    }
+    let mut best = with(1, Keep::INPUTS.logits)?;
+    let mut too_many = layers + 1;
+    while best.fits() && too_many - best.keep.blocks > 1 {
+        let middle = with(best.keep.blocks.midpoint(too_many), Keep::INPUTS.logits)?;
+        match middle.fits() {
+            true => best = middle,
+            false => too_many = middle.keep.blocks,
         }
     }
-    unreachable!("the last choice is always returned")
+    Ok(best)
 }
 
 fn book(job: &Job, keep: Keep) -> Result<Report, Error> {

@@ -24,7 +24,7 @@ use qlora_train::train::session::Session;
 pub const NF4: Quantization = Quantization::FourBit(Kind::Nf4, ScaleForm::Nested);
 
 /// Everything kept: the usual way of training.
-pub const TRAINING: Purpose = Purpose::Training(Keep::Everything);
+pub const TRAINING: Purpose = Purpose::Training(Keep::EVERYTHING);
 
 /// A fixture's path.
 pub fn fixture(name: &str) -> PathBuf {

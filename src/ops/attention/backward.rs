@@ -8,11 +8,11 @@
 use super::block::{
     Carver, HeadRows, KEYS, QUERIES, Queries, inner, load, soft_cap, transpose, width,
 };
-use super::product::Product;
+use super::product::{LANES, Product};
 use super::{BackwardParams, Params, Segment};
 use crate::device::{Address, Cpu, Scratch, ScratchMemory, Simd};
 use crate::ops::element::per_simd;
-use crate::ops::{Element, Real, Write, slice, slice_mut, total};
+use crate::ops::{Element, Real, Write, slice, slice_mut};
 
 /// Tasks to aim for with a single segment; more parts would give more tasks for more memory.
 const TASKS: usize = 8;
@@ -266,13 +266,18 @@ impl<R: Real> Work<'_, R> {
 }
 
 per_simd! {
-    /// out = the inner product of each row of a and that of b.
-    fn dot_rows<R: Real>(a: &[R], b: &mut [R], width: usize, out: &mut [R]) {
-        for ((a, b), out) in a.chunks_exact(width).zip(b.chunks_exact_mut(width)).zip(out) {
-            for (a, b) in a.iter().zip(&mut *b) {
-                *b *= *a;
+    /// out = the inner product of each row of a and that of b, in f64: dP − Δ is a difference of
+    /// nearly equal numbers where a query's keys have values that are much alike.
+    fn dot_rows<R: Real>(a: &[R], b: &[R], width: usize, out: &mut [R]) {
+        for ((a, b), out) in a.chunks_exact(width).zip(b.chunks_exact(width)).zip(out) {
+            let products = a.as_chunks::<LANES>().0.iter().zip(b.as_chunks::<LANES>().0);
+            let mut sums = [0.0; LANES];
+            for (a, b) in products {
+                for ((sum, a), b) in sums.iter_mut().zip(a).zip(b) {
+                    *sum += a.to_f64() * b.to_f64();
+                }
             }
-            *out = total(b);
+            *out = R::from_f64(sums.iter().sum());
         }
     }
 }
