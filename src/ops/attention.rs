@@ -9,12 +9,16 @@
 //!
 //! where dK and dV are sums over the query heads that share a kv head.
 //!
+//! With bf16 activations P and dS are rounded to bf16 before they are multiplied, as GPUs do it.
+//!
 //! Here are the parameters and the safe functions. The CPU implementation is in `attention/forward.rs`
-//! and `attention/backward.rs`; both are written in the terms of `attention/block.rs`.
+//! and `attention/backward.rs`; both are written in the terms of `attention/block.rs` and
+//! `attention/math.rs`.
 
 mod backward;
 mod block;
 mod forward;
+mod math;
 mod product;
 #[cfg(test)]
 mod tests;
@@ -22,11 +26,12 @@ mod tests;
 use backward::{run as backward_on_cpu, scratch as backward_scratch};
 use bytemuck::{Pod, Zeroable};
 use forward::{run as forward_on_cpu, scratch as forward_scratch};
+use half::bf16;
+use math::{Pairs, Plain};
 
-use super::element::with_element;
 use super::slice;
 use crate::device::{
-    Address, Buf, Cpu, Device, Dtype, Kernel, Mat, MatMut, Scratch, ScratchMemory,
+    Address, Buf, Cpu, Device, Dtype, Kernel, Mat, MatMut, Scratch, ScratchMemory, Simd,
 };
 
 /// Where a record's queries and keys are among all rows.
@@ -277,17 +282,37 @@ impl Segment {
     }
 }
 
+/// Calls `$run::<M>($args)` with the [`Math`](math::Math) of an element on an instruction set.
+macro_rules! with_math {
+    ($dtype:expr, $simd:expr, $run:ident($($arg:expr),*)) => {
+        match ($dtype, $simd) {
+            (Dtype::Bf16, Simd::Avx512Bf16) => $run::<Pairs>($($arg),*),
+            (Dtype::Bf16, _) => $run::<Plain<bf16>>($($arg),*),
+            (Dtype::F32, _) => $run::<Plain<f32>>($($arg),*),
+            (Dtype::F64, _) => $run::<Plain<f64>>($($arg),*),
+        }
+    };
+}
+
+/// The scratch of `$run`, enough for any instruction set: a plan does not know which it will be. Pairs
+/// take less than the plain numbers.
+macro_rules! with_any_math {
+    ($dtype:expr, $run:ident($($arg:expr),*)) => {
+        with_math!($dtype, Simd::Portable, $run($($arg),*))
+    };
+}
+
 // SAFETY: reads rows of the stated widths and strides, within ranges that `segments` has checked;
 // writes o and lse, where a task owns its queries and its head.
 unsafe impl Kernel for Params {
     const NAME: &'static str = "attention";
 
     fn scratch(&self) -> Scratch {
-        with_element!(self.dtype, forward_scratch(self))
+        with_any_math!(self.dtype, forward_scratch(self))
     }
 
     unsafe fn run_on_cpu(&self, cpu: &Cpu, scratch: ScratchMemory) {
-        with_element!(self.dtype, forward_on_cpu(self, cpu, scratch));
+        with_math!(self.dtype, cpu.simd(), forward_on_cpu(self, cpu, scratch));
     }
 }
 
@@ -297,10 +322,10 @@ unsafe impl Kernel for BackwardParams {
     const NAME: &'static str = "attention_backward";
 
     fn scratch(&self) -> Scratch {
-        with_element!(self.forward.dtype, backward_scratch(self))
+        with_any_math!(self.forward.dtype, backward_scratch(self))
     }
 
     unsafe fn run_on_cpu(&self, cpu: &Cpu, scratch: ScratchMemory) {
-        with_element!(self.forward.dtype, backward_on_cpu(self, cpu, scratch));
+        with_math!(self.forward.dtype, cpu.simd(), backward_on_cpu(self, cpu, scratch));
     }
 }

@@ -6,8 +6,9 @@
 //! the heads only, so neither the threads nor the other records of a batch change a bit.
 
 use super::block::{
-    Carver, HeadRows, KEYS, QUERIES, Queries, inner, load, soft_cap, transpose, width,
+    Carver, HeadRows, KEYS, QUERIES, Queries, inner, outer, scale, soft_cap, transpose, width,
 };
+use super::math::Math;
 use super::product::{LANES, Product};
 use super::{BackwardParams, Params, Segment};
 use crate::device::{Address, Cpu, Scratch, ScratchMemory, Simd};
@@ -18,61 +19,68 @@ use crate::ops::{Element, Real, Write, slice, slice_mut};
 const TASKS: usize = 8;
 
 /// The memory of one task.
-struct Work<'a, R> {
+struct Work<'a, M: Math> {
     simd: Simd,
-    /// Queries, scaled [queries, width].
-    q: &'a mut [R],
-    /// The same transposed [D, queries].
-    qt: &'a mut [R],
-    /// Gradient at the output [queries, width].
-    d_o: &'a mut [R],
-    /// The same transposed [D, queries].
-    dot: &'a mut [R],
+    /// Room for a left factor of queries.
+    rows: &'a mut [M::Factor],
+    /// Queries, a right factor of depth `queries`.
+    q: &'a mut [M::Factor],
+    /// The same, of depth D.
+    qt: &'a mut [M::Factor],
+    /// Gradient at the output, a right factor of depth `queries`.
+    d_o: &'a mut [M::Factor],
+    /// The same, of depth D.
+    dot: &'a mut [M::Factor],
+    /// Keys, a left factor of depth D.
+    k: &'a mut [M::Factor],
+    /// Keys, a right factor of depth `keys`.
+    k_right: &'a mut [M::Factor],
+    /// Values, a left factor of depth D.
+    v: &'a mut [M::Factor],
+    /// Room for weights as a left factor.
+    weights: &'a mut [M::Factor],
     /// Gradient at the queries [queries, width].
-    dq: &'a mut [R],
-    /// Keys [keys, width].
-    k: &'a mut [R],
-    /// Values [keys, width].
-    v: &'a mut [R],
+    dq: &'a mut [M::Real],
     /// Scores, then probabilities [keys, queries].
-    p: &'a mut [R],
+    p: &'a mut [M::Real],
     /// Gradient at the probabilities, then at q·k [keys, queries].
-    ds: &'a mut [R],
+    ds: &'a mut [M::Real],
     /// Logarithm of the sum of exponentials, of each query.
-    lse: &'a mut [R],
+    lse: &'a mut [M::Real],
     /// Δ of each query.
-    delta: &'a mut [R],
+    delta: &'a mut [M::Real],
 }
 
-impl<R: Real> Work<'_, R> {
-    const fn numbers(head_dim: usize) -> usize {
-        let rows = width(head_dim) * (5 * QUERIES + 2 * KEYS);
-        rows + 2 * KEYS * QUERIES + 2 * QUERIES
+impl<M: Math> Work<'_, M> {
+    /// Factors and numbers.
+    const fn counts(head_dim: usize) -> (usize, usize) {
+        let rows = width(head_dim) * QUERIES;
+        (8 * rows + KEYS * QUERIES, rows + 2 * KEYS * QUERIES + 2 * QUERIES)
     }
 
     /// # Safety
-    /// `memory` is the caller's alone and holds [`numbers`](Self::numbers) numbers.
+    /// `memory` is the caller's alone and holds [`counts`](Self::counts).
     unsafe fn carve(simd: Simd, memory: Address, head_dim: usize) -> Self {
-        let mut carver = Carver::new(memory);
-        let mut take = |count| {
-            // SAFETY: the counts add up to `numbers`.
-            unsafe { carver.take(count) }
-        };
-        let queries = QUERIES * width(head_dim);
-        let keys = KEYS * width(head_dim);
-        Self {
-            simd,
-            q: take(queries),
-            qt: take(queries),
-            d_o: take(queries),
-            dot: take(queries),
-            dq: take(queries),
-            k: take(keys),
-            v: take(keys),
-            p: take(KEYS * QUERIES),
-            ds: take(KEYS * QUERIES),
-            lse: take(QUERIES),
-            delta: take(QUERIES),
+        let (mut carver, rows) = (Carver::new(memory), QUERIES * width(head_dim));
+        // SAFETY: the counts add up to `counts`.
+        unsafe {
+            Self {
+                simd,
+                rows: carver.take(rows),
+                q: carver.take(rows),
+                qt: carver.take(rows),
+                d_o: carver.take(rows),
+                dot: carver.take(rows),
+                k: carver.take(rows),
+                k_right: carver.take(rows),
+                v: carver.take(rows),
+                weights: carver.take(KEYS * QUERIES),
+                dq: carver.take(rows),
+                p: carver.take(KEYS * QUERIES),
+                ds: carver.take(KEYS * QUERIES),
+                lse: carver.take(QUERIES),
+                delta: carver.take(QUERIES),
+            }
         }
     }
 }
@@ -115,13 +123,14 @@ impl Partial {
     }
 }
 
-pub(super) fn scratch<E: Element>(p: &BackwardParams) -> Scratch {
-    let numbers = Partial::new(&p.forward, Address::NULL).numbers();
-    let work = Work::<E::Real>::numbers(p.forward.head_dim as usize);
-    Scratch { shared: numbers * size_of::<E::Real>(), per_thread: work * size_of::<E::Real>() }
+pub(super) fn scratch<M: Math>(p: &BackwardParams) -> Scratch {
+    let partial = Partial::new(&p.forward, Address::NULL).numbers();
+    let (factors, numbers) = Work::<M>::counts(p.forward.head_dim as usize);
+    let bytes = factors * size_of::<M::Factor>() + numbers * size_of::<M::Real>();
+    Scratch { shared: partial * size_of::<M::Real>(), per_thread: bytes }
 }
 
-pub(super) fn run<E: Element>(p: &BackwardParams, cpu: &Cpu, scratch: ScratchMemory) {
+pub(super) fn run<M: Math>(p: &BackwardParams, cpu: &Cpu, scratch: ScratchMemory) {
     let f = &p.forward;
     let partial = Partial::new(f, scratch.shared());
     // SAFETY: the caller of `run_on_cpu` vouches for the segments.
@@ -135,10 +144,10 @@ pub(super) fn run<E: Element>(p: &BackwardParams, cpu: &Cpu, scratch: ScratchMem
         let memory = scratch.of_thread(cpu.thread());
         // SAFETY: `scratch` has asked for this much, and a thread runs one task at a time.
         let mut work = unsafe { Work::carve(cpu.simd(), memory, f.head_dim as usize) };
-        differentiate::<E>(&mut work, p, Keys { segment, kv_head, part }, partial);
+        differentiate::<M>(&mut work, p, Keys { segment, kv_head, part }, partial);
     });
     cpu.for_each(segments.len() * kv_heads, |task| {
-        add_up::<E>(cpu.simd(), p, segments[task / kv_heads], task % kv_heads, partial);
+        add_up::<M::Element>(cpu.simd(), p, segments[task / kv_heads], task % kv_heads, partial);
     });
 }
 
@@ -150,24 +159,24 @@ struct Keys {
     part: usize,
 }
 
-fn differentiate<E: Element>(
-    work: &mut Work<E::Real>,
+fn differentiate<M: Math>(
+    work: &mut Work<M>,
     p: &BackwardParams,
     of: Keys,
     partial: Partial,
 ) {
     let f = &p.forward;
     // SAFETY: a task owns its planes within the segment.
-    let [dk, dv] = [0, 1].map(|which| unsafe { partial.plane::<E::Real>(of, which) });
-    dk.fill(E::Real::ZERO);
-    dv.fill(E::Real::ZERO);
+    let [dk, dv] = [0, 1].map(|which| unsafe { partial.plane::<M::Real>(of, which) });
+    dk.fill(M::Real::ZERO);
+    dv.fill(M::Real::ZERO);
     let group = (f.heads / f.kv_heads) as usize;
     for head in (of.part..group).step_by(partial.parts).map(|i| of.kv_head * group + i) {
         for first in (0..of.segment.q_len as usize).step_by(QUERIES) {
             let queries = Queries::of(f, of.segment, first);
-            work.start::<E>(p, queries, head);
+            work.start(p, queries, head);
             for (key, keys) in queries.key_blocks() {
-                work.load_keys::<E>(f, of, key, keys);
+                work.load_keys(f, of, key, keys);
                 work.differentiate_scores(f, queries, key, keys);
                 let start = key * partial.width;
                 work.scatter(
@@ -183,142 +192,161 @@ fn differentiate<E: Element>(
                 head,
                 head_dim: f.head_dim as usize,
             };
-            finish::<E>(work.simd, work.dq, scale(f), dq, queries);
+            finish::<M::Element>(work.simd, work.dq, dq, queries);
         }
     }
 }
 
-fn scale<R: Real>(f: &Params) -> R {
-    R::from_f64(f64::from(f.scale))
-}
-
-impl<R: Real> Work<'_, R> {
-    fn start<E: Element<Real = R>>(&mut self, p: &BackwardParams, queries: Queries, head: usize) {
+impl<M: Math> Work<'_, M> {
+    fn start(&mut self, p: &BackwardParams, queries: Queries, head: usize) {
         let (f, simd) = (&p.forward, self.simd);
         let Queries { row, count, .. } = queries;
         let head_dim = f.head_dim as usize;
         let q = HeadRows { address: f.q, stride: f.q_stride, head, head_dim };
         let o = HeadRows { address: f.o, stride: f.o_stride, head, head_dim };
         let d_o = HeadRows { address: p.d_o, stride: p.d_o_stride, head, head_dim };
-        load::<E>(simd, q, row, count, scale(f), self.q);
-        load::<E>(simd, d_o, row, count, R::ONE, self.d_o);
-        load::<E>(simd, o, row, count, R::ONE, self.dq);
-        dot_rows(simd, self.d_o, self.dq, width(head_dim), &mut self.delta[..count]);
-        transpose(simd, self.q, count, head_dim, self.qt);
-        transpose(simd, self.d_o, count, head_dim, self.dot);
-        self.dq.fill(R::ZERO);
-        for (i, lse) in self.lse.iter_mut().take(count).enumerate() {
-            // SAFETY: the caller of `run_on_cpu` vouches for lse, `segments` for the row.
-            *lse = unsafe { slice::<R>(f.lse, (row + i) * f.lse_stride as usize + head, 1)[0] };
+        for (from, right, transposed) in
+            [(q, &mut self.q, &mut self.qt), (d_o, &mut self.d_o, &mut self.dot)]
+        {
+            M::load_right(simd, from, row, count, right);
+            M::load_left(simd, from, row, count, self.rows);
+            transpose(self.rows, count, width(head_dim) / M::GROUP, transposed);
         }
-        self.lse[count..].fill(R::ZERO);
-        self.delta[count..].fill(R::ZERO);
+        dot_rows::<M::Element>(simd, d_o, o, row, &mut self.delta[..count]);
+        self.dq.fill(M::Real::ZERO);
+        for (i, lse) in self.lse.iter_mut().take(count).enumerate() {
+            let start = (row + i) * f.lse_stride as usize + head;
+            // SAFETY: the caller of `run_on_cpu` vouches for lse, `segments` for the row.
+            *lse = unsafe { slice::<M::Real>(f.lse, start, 1)[0] };
+        }
+        self.lse[count..].fill(M::Real::ZERO);
+        self.delta[count..].fill(M::Real::ZERO);
     }
 
-    fn load_keys<E: Element<Real = R>>(&mut self, f: &Params, of: Keys, key: usize, keys: usize) {
+    fn load_keys(&mut self, f: &Params, of: Keys, key: usize, keys: usize) {
         let (head, head_dim) = (of.kv_head, f.head_dim as usize);
         let row = of.segment.k_start as usize + key;
         let k = HeadRows { address: f.k, stride: f.k_stride, head, head_dim };
         let v = HeadRows { address: f.v, stride: f.v_stride, head, head_dim };
-        load::<E>(self.simd, k, row, keys, R::ONE, self.k);
-        load::<E>(self.simd, v, row, keys, R::ONE, self.v);
+        M::load_left(self.simd, k, row, keys, self.k);
+        M::load_right(self.simd, k, row, keys, self.k_right);
+        M::load_left(self.simd, v, row, keys, self.v);
     }
 
-    /// P and dS of a block.
+    /// P and scale·dS of a block.
     fn differentiate_scores(&mut self, f: &Params, queries: Queries, key: usize, keys: usize) {
-        let head_dim = f.head_dim as usize;
+        let (simd, head_dim) = (self.simd, f.head_dim as usize);
         let (p, ds) = (&mut self.p[..keys * QUERIES], &mut self.ds[..keys * QUERIES]);
-        inner(self.simd, self.k, self.qt, head_dim, keys, queries).put(Write::Set, p, QUERIES);
-        inner(self.simd, self.v, self.dot, head_dim, keys, queries).put(Write::Set, ds, QUERIES);
+        let scores = inner::<M>(simd, self.k, self.qt, head_dim, keys, queries);
+        scores.put(Write::Set, p, QUERIES);
+        let gradients = inner::<M>(simd, self.v, self.dot, head_dim, keys, queries);
+        gradients.put(Write::Set, ds, QUERIES);
         let lanes = queries.lanes();
         let (lse, delta) = (&self.lse[..lanes], &self.delta[..lanes]);
         match soft_cap(f) {
-            None => probabilities(self.simd, p, ds, lse, delta),
-            Some(cap) => capped_probabilities(self.simd, p, ds, lse, delta, cap),
+            None => probabilities(simd, p, ds, lse, delta, scale(f)),
+            Some(cap) => capped_probabilities(simd, p, ds, lse, delta, scale(f), cap),
         }
-        queries.mask(key, p, R::ZERO);
-        queries.mask(key, ds, R::ZERO);
+        queries.mask(key, p, M::Real::ZERO);
+        queries.mask(key, ds, M::Real::ZERO);
     }
 
-    /// dv += Pᵀ·dO, dk += dSᵀ·(scale·Q), and dq/scale += dS·K.
-    fn scatter(&mut self, head_dim: usize, queries: Queries, keys: usize, [dk, dv]: [&mut [R]; 2]) {
-        let width = width(head_dim);
-        let to_keys = |a, b| Product {
-            simd: self.simd,
-            a,
-            a_strides: [QUERIES, 1],
-            b,
-            b_stride: width,
-            rows: keys,
-            cols: width,
-            depth: queries.count,
-        };
-        to_keys(&*self.p, &*self.d_o).put(Write::Add, dv, width);
-        to_keys(&*self.ds, &*self.q).put(Write::Add, dk, width);
-        let to_queries = Product {
-            a_strides: [1, QUERIES],
-            rows: queries.count,
-            depth: keys,
-            ..to_keys(&*self.ds, &*self.k)
-        };
+    /// dv += Pᵀ·dO, dk += scale·dSᵀ·Q, and dq += scale·dS·K.
+    fn scatter(
+        &mut self,
+        head_dim: usize,
+        queries: Queries,
+        keys: usize,
+        [dk, dv]: [&mut [M::Real]; 2],
+    ) {
+        let (simd, width) = (self.simd, width(head_dim));
+        let (p, ds) = (&mut self.p[..keys * QUERIES], &mut self.ds[..keys * QUERIES]);
+        let a = M::to_keys(simd, p, self.weights);
+        to_keys::<M>(simd, a, self.d_o, head_dim, keys, queries).put(Write::Add, dv, width);
+        let a = M::to_keys(simd, ds, self.weights);
+        to_keys::<M>(simd, a, self.q, head_dim, keys, queries).put(Write::Add, dk, width);
+        let a = M::to_queries(simd, ds, self.weights);
+        let to_queries = outer::<M>(simd, a, self.k_right, head_dim, keys, queries);
         to_queries.put(Write::Add, self.dq, width);
+    }
+}
+
+/// weights [keys, queries] · rows [queries, D]: Pᵀ·dO, or dSᵀ·Q.
+fn to_keys<'a, M: Math>(
+    simd: Simd,
+    weights: &'a [M::Factor],
+    rows: &'a [M::Factor],
+    head_dim: usize,
+    keys: usize,
+    queries: Queries,
+) -> Product<'a, M::Factor> {
+    Product {
+        simd,
+        a: weights,
+        a_strides: [QUERIES / M::GROUP, 1],
+        b: rows,
+        b_stride: width(head_dim),
+        rows: keys,
+        cols: width(head_dim),
+        depth: queries.count.div_ceil(M::GROUP),
     }
 }
 
 per_simd! {
     /// out = the inner product of each row of a and that of b, in f64: dP − Δ is a difference of
     /// nearly equal numbers where a query's keys have values that are much alike.
-    fn dot_rows<R: Real>(a: &[R], b: &[R], width: usize, out: &mut [R]) {
-        for ((a, b), out) in a.chunks_exact(width).zip(b.chunks_exact(width)).zip(out) {
-            let products = a.as_chunks::<LANES>().0.iter().zip(b.as_chunks::<LANES>().0);
+    fn dot_rows<E: Element>(a: HeadRows, b: HeadRows, first: usize, out: &mut [E::Real]) {
+        for (i, out) in out.iter_mut().enumerate() {
+            // SAFETY: the caller of `run_on_cpu` vouches for both, `segments` for the rows.
+            let (a, b) = unsafe { (a.row::<E>(first + i), b.row::<E>(first + i)) };
             let mut sums = [0.0; LANES];
-            for (a, b) in products {
+            for (a, b) in a.chunks(LANES).zip(b.chunks(LANES)) {
                 for ((sum, a), b) in sums.iter_mut().zip(a).zip(b) {
-                    *sum += a.to_f64() * b.to_f64();
+                    *sum += a.real().to_f64() * b.real().to_f64();
                 }
             }
-            *out = R::from_f64(sums.iter().sum());
+            *out = E::Real::from_f64(sums.iter().sum());
         }
     }
 }
 
 per_simd! {
-    /// From s and dP to P and dS; not masked yet.
-    fn probabilities<R: Real>(s: &mut [R], ds: &mut [R], lse: &[R], delta: &[R]) {
+    /// From q·k and dP to P and scale·dS; not masked yet.
+    fn probabilities<R: Real>(s: &mut [R], ds: &mut [R], lse: &[R], delta: &[R], scale: R) {
         for (s, ds) in s.chunks_exact_mut(QUERIES).zip(ds.chunks_exact_mut(QUERIES)) {
             for (((s, ds), lse), delta) in s.iter_mut().zip(ds).zip(lse).zip(delta) {
-                let p = (*s - *lse).exp();
+                let p = (*s * scale - *lse).exp();
                 *s = p;
-                *ds = p * (*ds - *delta);
+                *ds = p * (*ds - *delta) * scale;
             }
         }
     }
 }
 
 per_simd! {
-    /// The same from scores before the soft cap.
+    /// The same with a soft cap.
     fn capped_probabilities<R: Real>(
-        s: &mut [R], ds: &mut [R], lse: &[R], delta: &[R], cap: R,
+        s: &mut [R], ds: &mut [R], lse: &[R], delta: &[R], scale: R, cap: R,
     ) {
         for (s, ds) in s.chunks_exact_mut(QUERIES).zip(ds.chunks_exact_mut(QUERIES)) {
             for (((s, ds), lse), delta) in s.iter_mut().zip(ds).zip(lse).zip(delta) {
-                let t = (*s / cap).tanh();
+                let t = (*s * scale / cap).tanh();
                 let p = (cap * t - *lse).exp();
                 *s = p;
-                *ds = p * (*ds - *delta) * (R::ONE - t * t);
+                *ds = p * (*ds - *delta) * (R::ONE - t * t) * scale;
             }
         }
     }
 }
 
 per_simd! {
-    fn finish<E: Element>(dq: &[E::Real], scale: E::Real, to: HeadRows, queries: Queries) {
+    fn finish<E: Element>(dq: &[E::Real], to: HeadRows, queries: Queries) {
         for (i, dq) in dq.chunks_exact(width(to.head_dim)).take(queries.count).enumerate() {
             // SAFETY: the caller of `run_on_cpu` vouches for dq, `segments` for the row; a task
             // owns its heads of the segment.
             let out = unsafe { to.row_mut::<E>(queries.row + i) };
             for (out, dq) in out.iter_mut().zip(dq) {
-                *out = E::from_real(*dq * scale);
+                *out = E::from_real(*dq);
             }
         }
     }

@@ -1,9 +1,13 @@
 //! What forward and backward share: a block of queries against a block of keys.
 //!
 //! Scores are kept transposed, one row for each key and one lane for each query, so that whatever
-//! is done for each query (maximum, sum, exponential) is done to whole vectors of queries.
+//! is done for each query (maximum, sum, exponential) is done to whole vectors of queries. In which
+//! form blocks go into products is the matter of `math.rs`.
 
-use super::product::{LANES, Product};
+use bytemuck::Pod;
+
+use super::math::Math;
+use super::product::{Factor, LANES, Product};
 use super::{Params, Segment};
 use crate::device::{Address, Simd};
 use crate::ops::element::per_simd;
@@ -103,45 +107,23 @@ impl HeadRows {
     }
 }
 
-per_simd! {
-    /// Widens `count` rows from row `first` on, times `factor`, into rows of [`width`] numbers.
-    ///
-    /// The rows must be valid for reads of `E` and not be written meanwhile.
-    pub(super) fn load<E: Element>(
-        rows: HeadRows, first: usize, count: usize, factor: E::Real, out: &mut [E::Real],
-    ) {
-        for (i, out) in out.chunks_exact_mut(width(rows.head_dim)).take(count).enumerate() {
-            // SAFETY: callers vouch for all rows.
-            let row = unsafe { rows.row::<E>(first + i) };
-            let (numbers, rest) = out.split_at_mut(rows.head_dim);
-            for (out, x) in numbers.iter_mut().zip(row) {
-                *out = x.real() * factor;
-            }
-            rest.fill(E::Real::ZERO);
+/// A left factor of `count` rows of [`width`] numbers, `groups` to a row, turned into the right
+/// factor of as many lanes; lanes without a row get 0.
+pub(super) fn transpose<F: Factor>(rows: &[F], count: usize, groups: usize, out: &mut [F]) {
+    for (d, out) in out.chunks_exact_mut(QUERIES).take(groups).enumerate() {
+        let (lanes, rest) = out.split_at_mut(count);
+        for (lane, row) in lanes.iter_mut().zip(rows.chunks_exact(groups)) {
+            *lane = row[d];
         }
+        rest.fill(F::zeroed());
     }
 }
 
 per_simd! {
-    /// Rows of heads turned into one row of lanes for each of the D numbers; lanes without a row
-    /// get 0.
-    pub(super) fn transpose<R: Real>(rows: &[R], count: usize, head_dim: usize, out: &mut [R]) {
-        let width = width(head_dim);
-        for (d, out) in out.chunks_exact_mut(QUERIES).take(head_dim).enumerate() {
-            let (lanes, rest) = out.split_at_mut(count);
-            for (lane, row) in lanes.iter_mut().zip(rows.chunks_exact(width)) {
-                *lane = row[d];
-            }
-            rest.fill(R::ZERO);
-        }
-    }
-}
-
-per_simd! {
-    /// Caps scores.
-    pub(super) fn cap<R: Real>(scores: &mut [R], cap: R) {
+    /// Scales and caps scores.
+    pub(super) fn cap<R: Real>(scores: &mut [R], scale: R, cap: R) {
         for s in scores {
-            *s = cap * (*s / cap).tanh();
+            *s = cap * (*s * scale / cap).tanh();
         }
     }
 }
@@ -151,24 +133,50 @@ pub(super) fn soft_cap<R: Real>(p: &Params) -> Option<R> {
     (p.soft_cap != 0.0).then(|| R::from_f64(f64::from(p.soft_cap)))
 }
 
+/// The factor of q·k as a number to compute with.
+pub(super) fn scale<R: Real>(p: &Params) -> R {
+    R::from_f64(f64::from(p.scale))
+}
+
 /// rows [keys, D] · lanes [D, lanes]: q·k of every pair, or dO·v.
-pub(super) fn inner<'a, R: Real>(
+pub(super) fn inner<'a, M: Math>(
     simd: Simd,
-    rows: &'a [R],
-    lanes: &'a [R],
+    rows: &'a [M::Factor],
+    lanes: &'a [M::Factor],
     head_dim: usize,
     keys: usize,
     queries: Queries,
-) -> Product<'a, R> {
+) -> Product<'a, M::Factor> {
     Product {
         simd,
         a: rows,
-        a_strides: [width(head_dim), 1],
+        a_strides: [width(head_dim) / M::GROUP, 1],
         b: lanes,
         b_stride: QUERIES,
         rows: keys,
         cols: queries.lanes(),
-        depth: head_dim,
+        depth: head_dim.div_ceil(M::GROUP),
+    }
+}
+
+/// to_queries [queries, keys] · rows [keys, D]: Pᵀ·V, or dS·K.
+pub(super) fn outer<'a, M: Math>(
+    simd: Simd,
+    to_queries: &'a [M::Factor],
+    rows: &'a [M::Factor],
+    head_dim: usize,
+    keys: usize,
+    queries: Queries,
+) -> Product<'a, M::Factor> {
+    Product {
+        simd,
+        a: to_queries,
+        a_strides: [1, QUERIES],
+        b: rows,
+        b_stride: width(head_dim),
+        rows: queries.count,
+        cols: width(head_dim),
+        depth: keys.div_ceil(M::GROUP),
     }
 }
 
@@ -186,9 +194,9 @@ impl Carver {
     ///
     /// # Safety
     /// The scratch must be the caller's alone and hold all that is taken.
-    pub(super) unsafe fn take<'a, R: Real>(&mut self, count: usize) -> &'a mut [R] {
+    pub(super) unsafe fn take<'a, T: Pod>(&mut self, count: usize) -> &'a mut [T] {
         let start = self.address;
-        self.address = start.offset(count * size_of::<R>());
+        self.address = start.offset(count * size_of::<T>());
         // SAFETY: the caller vouches for it.
         unsafe { slice_mut(start, 0, count) }
     }

@@ -5,66 +5,73 @@
 //! Gimelshein, 2018; flash attention, Dao et al., 2022).
 
 use super::block::{
-    Carver, HeadRows, KEYS, QUERIES, Queries, cap, inner, load, soft_cap, transpose, width,
+    Carver, HeadRows, KEYS, QUERIES, Queries, cap, inner, outer, scale, soft_cap, transpose, width,
 };
-use super::product::Product;
+use super::math::Math;
 use super::{Params, Segment};
 use crate::device::{Address, Cpu, Scratch, ScratchMemory, Simd};
 use crate::ops::element::per_simd;
 use crate::ops::{Element, Real, Write, slice_mut};
 
 /// The memory of one task.
-struct Work<'a, R> {
+struct Work<'a, M: Math> {
     simd: Simd,
-    /// Queries, later the output [queries, width].
-    o: &'a mut [R],
-    /// Queries transposed [D, queries].
-    qt: &'a mut [R],
-    /// Keys, then values [keys, width].
-    kv: &'a mut [R],
+    /// Queries transposed, a right factor of depth D.
+    qt: &'a mut [M::Factor],
+    /// Queries, later keys, a left factor of depth D.
+    k: &'a mut [M::Factor],
+    /// Values, a right factor of depth `keys`.
+    v: &'a mut [M::Factor],
+    /// Exponentials as a left factor, where they are not one as they are.
+    p: &'a mut [M::Factor],
+    /// The output [queries, width].
+    o: &'a mut [M::Real],
     /// Scores, then their exponentials [keys, queries].
-    s: &'a mut [R],
+    s: &'a mut [M::Real],
     /// Greatest score of each query.
-    max: &'a mut [R],
+    max: &'a mut [M::Real],
     /// Sum of e^(s−max) of each query.
-    sum: &'a mut [R],
+    sum: &'a mut [M::Real],
     /// Factor of what each query has so far.
-    shrink: &'a mut [R],
+    shrink: &'a mut [M::Real],
 }
 
-impl<R: Real> Work<'_, R> {
-    const fn numbers(head_dim: usize) -> usize {
-        let rows = width(head_dim) * (2 * QUERIES + KEYS);
-        rows + KEYS * QUERIES + 3 * QUERIES
+impl<M: Math> Work<'_, M> {
+    /// Factors and numbers.
+    const fn counts(head_dim: usize) -> (usize, usize) {
+        let rows = width(head_dim) * QUERIES;
+        (3 * rows + KEYS * QUERIES, rows + KEYS * QUERIES + 3 * QUERIES)
     }
 
     /// # Safety
-    /// `memory` is the caller's alone and holds [`numbers`](Self::numbers) numbers.
+    /// `memory` is the caller's alone and holds [`counts`](Self::counts).
     unsafe fn carve(simd: Simd, memory: Address, head_dim: usize) -> Self {
-        let mut carver = Carver::new(memory);
-        let mut take = |count| {
-            // SAFETY: the counts add up to `numbers`.
-            unsafe { carver.take(count) }
-        };
-        Self {
-            simd,
-            o: take(QUERIES * width(head_dim)),
-            qt: take(QUERIES * width(head_dim)),
-            kv: take(KEYS * width(head_dim)),
-            s: take(KEYS * QUERIES),
-            max: take(QUERIES),
-            sum: take(QUERIES),
-            shrink: take(QUERIES),
+        let (mut carver, rows) = (Carver::new(memory), QUERIES * width(head_dim));
+        // SAFETY: the counts add up to `counts`.
+        unsafe {
+            Self {
+                simd,
+                qt: carver.take(rows),
+                k: carver.take(rows),
+                v: carver.take(rows),
+                p: carver.take(KEYS * QUERIES),
+                o: carver.take(rows),
+                s: carver.take(KEYS * QUERIES),
+                max: carver.take(QUERIES),
+                sum: carver.take(QUERIES),
+                shrink: carver.take(QUERIES),
+            }
         }
     }
 }
 
-pub(super) fn scratch<E: Element>(p: &Params) -> Scratch {
-    let numbers = Work::<E::Real>::numbers(p.head_dim as usize);
-    Scratch { shared: 0, per_thread: numbers * size_of::<E::Real>() }
+pub(super) fn scratch<M: Math>(p: &Params) -> Scratch {
+    let (factors, numbers) = Work::<M>::counts(p.head_dim as usize);
+    let bytes = factors * size_of::<M::Factor>() + numbers * size_of::<M::Real>();
+    Scratch { shared: 0, per_thread: bytes }
 }
 
-pub(super) fn run<E: Element>(p: &Params, cpu: &Cpu, scratch: ScratchMemory) {
+pub(super) fn run<M: Math>(p: &Params, cpu: &Cpu, scratch: ScratchMemory) {
     let heads = p.heads as usize;
     let blocks = (p.longest as usize).div_ceil(QUERIES);
     // SAFETY: the caller of `run_on_cpu` vouches for the segments.
@@ -76,13 +83,13 @@ pub(super) fn run<E: Element>(p: &Params, cpu: &Cpu, scratch: ScratchMemory) {
             let memory = scratch.of_thread(cpu.thread());
             // SAFETY: `scratch` has asked for this much, and a thread runs one task at a time.
             let mut work = unsafe { Work::carve(cpu.simd(), memory, p.head_dim as usize) };
-            attend::<E>(&mut work, p, segment, block * QUERIES, head);
+            attend::<M>(&mut work, p, segment, block * QUERIES, head);
         }
     });
 }
 
-fn attend<E: Element>(
-    work: &mut Work<E::Real>,
+fn attend<M: Math>(
+    work: &mut Work<M>,
     p: &Params,
     segment: Segment,
     first: usize,
@@ -93,61 +100,50 @@ fn attend<E: Element>(
     let kv_head = head / (p.heads / p.kv_heads) as usize;
     let k = HeadRows { address: p.k, stride: p.k_stride, head: kv_head, head_dim };
     let v = HeadRows { address: p.v, stride: p.v_stride, head: kv_head, head_dim };
-    work.start::<E>(p, queries, head);
+    work.start(p, queries, head);
     for (key, keys) in queries.key_blocks() {
         let row = segment.k_start as usize + key;
-        load::<E>(work.simd, k, row, keys, E::Real::ONE, work.kv);
+        M::load_left(work.simd, k, row, keys, work.k);
         work.score(p, queries, key, keys);
-        load::<E>(work.simd, v, row, keys, E::Real::ONE, work.kv);
+        M::load_right(work.simd, v, row, keys, work.v);
         work.gather(head_dim, keys, queries);
     }
     let o = HeadRows { address: p.o, stride: p.o_stride, head, head_dim };
-    finish::<E>(work.simd, work.o, work.sum, o, queries);
+    finish::<M::Element>(work.simd, work.o, work.sum, o, queries);
     work.keep_lse(p, queries, head);
 }
 
-impl<R: Real> Work<'_, R> {
-    fn start<E: Element<Real = R>>(&mut self, p: &Params, queries: Queries, head: usize) {
+impl<M: Math> Work<'_, M> {
+    fn start(&mut self, p: &Params, queries: Queries, head: usize) {
         let head_dim = p.head_dim as usize;
         let q = HeadRows { address: p.q, stride: p.q_stride, head, head_dim };
-        let scale = R::from_f64(f64::from(p.scale));
-        load::<E>(self.simd, q, queries.row, queries.count, scale, self.o);
-        transpose(self.simd, self.o, queries.count, head_dim, self.qt);
-        self.o.fill(R::ZERO);
-        self.max.fill(R::NEG_INFINITY);
-        self.sum.fill(R::ZERO);
+        M::load_left(self.simd, q, queries.row, queries.count, self.k);
+        transpose(self.k, queries.count, width(head_dim) / M::GROUP, self.qt);
+        self.o.fill(M::Real::ZERO);
+        self.max.fill(M::Real::NEG_INFINITY);
+        self.sum.fill(M::Real::ZERO);
     }
 
     /// s = e^(s−max) of a block of keys; maximum, sum and shrinking factor are brought up to it.
     fn score(&mut self, p: &Params, queries: Queries, key: usize, keys: usize) {
-        let scores = &mut self.s[..keys * QUERIES];
-        inner(self.simd, self.kv, self.qt, p.head_dim as usize, keys, queries).put(
-            Write::Set,
-            scores,
-            QUERIES,
-        );
+        let (scores, head_dim) = (&mut self.s[..keys * QUERIES], p.head_dim as usize);
+        let product = inner::<M>(self.simd, self.k, self.qt, head_dim, keys, queries);
+        product.put(Write::Set, scores, QUERIES);
+        let mut factor = scale(p);
         if let Some(soft_cap) = soft_cap(p) {
-            cap(self.simd, scores, soft_cap);
+            cap(self.simd, scores, factor, soft_cap);
+            factor = M::Real::ONE;
         }
-        queries.mask(key, scores, R::NEG_INFINITY);
-        soften(self.simd, scores, self.max, self.sum, self.shrink, queries.lanes());
+        queries.mask(key, scores, M::Real::NEG_INFINITY);
+        soften(self.simd, scores, factor, self.max, self.sum, self.shrink, queries.lanes());
     }
 
     /// o = shrink ∘ o + Pᵀ·V.
     fn gather(&mut self, head_dim: usize, keys: usize, queries: Queries) {
-        let width = width(head_dim);
-        shrink(self.simd, self.o, width, &self.shrink[..queries.count]);
-        let product = Product {
-            simd: self.simd,
-            a: self.s,
-            a_strides: [1, QUERIES],
-            b: self.kv,
-            b_stride: width,
-            rows: queries.count,
-            cols: width,
-            depth: keys,
-        };
-        product.put(Write::Add, self.o, width);
+        shrink(self.simd, self.o, width(head_dim), &self.shrink[..queries.count]);
+        let p = M::to_queries(self.simd, &mut self.s[..keys * QUERIES], self.p);
+        let product = outer::<M>(self.simd, p, self.v, head_dim, keys, queries);
+        product.put(Write::Add, self.o, width(head_dim));
     }
 
     fn keep_lse(&self, p: &Params, queries: Queries, head: usize) {
@@ -155,19 +151,25 @@ impl<R: Real> Work<'_, R> {
             let start = (queries.row + i) * p.lse_stride as usize + head;
             // SAFETY: the caller of `run_on_cpu` vouches for lse, `segments` for the row; a task
             // owns its queries and its head.
-            unsafe { slice_mut::<R>(p.lse, start, 1)[0] = self.max[i] + self.sum[i].ln() };
+            unsafe { slice_mut::<M::Real>(p.lse, start, 1)[0] = self.max[i] + self.sum[i].ln() };
         }
     }
 }
 
 per_simd! {
     fn soften<R: Real>(
-        scores: &mut [R], max: &mut [R], sum: &mut [R], shrink: &mut [R], lanes: usize,
+        scores: &mut [R],
+        scale: R,
+        max: &mut [R],
+        sum: &mut [R],
+        shrink: &mut [R],
+        lanes: usize,
     ) {
         let (max, sum, shrink) = (&mut max[..lanes], &mut sum[..lanes], &mut shrink[..lanes]);
         shrink.copy_from_slice(max);
-        for row in scores.chunks_exact(QUERIES) {
+        for row in scores.chunks_exact_mut(QUERIES) {
             for (max, s) in max.iter_mut().zip(row) {
+                *s *= scale;
                 *max = max.max(*s);
             }
         }
