@@ -4,7 +4,7 @@
 //! do not depend on which thread runs them, so that a run gives the same bits for any number of
 //! threads.
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use rayon::ThreadPool;
 use rayon::prelude::*;
@@ -69,6 +69,9 @@ pub struct Cpu {
     pub(super) dtype: Dtype,
     pub(super) ledger: Arc<Ledger>,
     scratch: Mutex<Arena>,
+    /// Held by whoever is [inside](Cpu::enter): a worker that waits for its tasks must not be given
+    /// somebody else's launches, which would wait for the scratch that it holds.
+    entrance: Mutex<()>,
 }
 
 #[derive(Default)]
@@ -87,7 +90,8 @@ impl Cpu {
                 .build()
                 .expect("the system can start threads")
         });
-        Self { pool, simd, dtype, ledger, scratch: Mutex::default() }
+        let (scratch, entrance) = (Mutex::default(), Mutex::default());
+        Self { pool, simd, dtype, ledger, scratch, entrance }
     }
 
     /// The instruction set that kernels may use.
@@ -98,6 +102,16 @@ impl Cpu {
     /// Count of threads.
     pub fn threads(&self) -> usize {
         self.pool.as_ref().map_or(1, ThreadPool::current_num_threads)
+    }
+
+    /// Runs `work` on one of the threads, so that none need be called up for each launch in it.
+    pub(super) fn enter<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
+        let Some(pool) = self.pool.as_ref().filter(|pool| pool.current_thread_index().is_none())
+        else {
+            return work();
+        };
+        let _inside = self.entrance.lock().unwrap_or_else(PoisonError::into_inner);
+        pool.install(work)
     }
 
     /// Runs `task(0)` to `task(count - 1)`, each once, on any thread in any order.
@@ -124,7 +138,7 @@ impl Cpu {
         need: Scratch,
         run: impl FnOnce(ScratchMemory),
     ) -> Result<(), Error> {
-        let mut arena = self.scratch.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut arena = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
         let address = arena.reserve(need.total(self.threads()), &self.ledger)?;
         run(ScratchMemory { address, need, threads: self.threads() });
         Ok(())
@@ -162,5 +176,32 @@ impl ScratchMemory {
         assert!(thread < self.threads, "thread {thread} of {}", self.threads);
         let start = Scratch::aligned(self.need.shared);
         self.address.offset(start + thread * Scratch::aligned(self.need.per_thread))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+    use super::*;
+
+    #[test]
+    fn two_who_launch_at_once_do_not_wait_for_each_other_forever() {
+        let cpu = Cpu::new(2, Simd::Portable, Dtype::F32, Ledger::new("cpu", u64::MAX));
+        let done = AtomicUsize::new(0);
+        let need = Scratch { shared: 64, per_thread: 64 };
+        let launch = |_: ScratchMemory| {
+            cpu.for_each(8, |_| {
+                done.fetch_add(1, Relaxed);
+            });
+        };
+        std::thread::scope(|scope| {
+            for _ in 0..3 {
+                scope.spawn(|| {
+                    cpu.enter(|| (0..200).for_each(|_| cpu.with_scratch(need, launch).unwrap()));
+                });
+            }
+        });
+        assert_eq!(done.load(Relaxed), 3 * 200 * 8);
     }
 }

@@ -235,6 +235,15 @@ impl Device {
         }
     }
 
+    /// Runs `work`, a run of many launches, where each of them starts at once: on the CPU within its
+    /// pool of threads.
+    pub fn enter<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
+        match &self.kind {
+            Kind::Cpu(cpu) => cpu.enter(work),
+            Kind::Plan(_) => work(),
+        }
+    }
+
     /// Queues `kernel`. A failure is kept until [`synchronize`](Self::synchronize) asks for it.
     ///
     /// # Safety

@@ -68,14 +68,18 @@ impl Session {
     pub fn gradient(&mut self, window: &[MicroBatch], draw: Draw) -> Step {
         let supervised: usize = window.iter().map(|micro| micro.targets.len()).sum();
         assert!(supervised > 0, "a window without supervised tokens has no loss");
-        self.device.zero(&mut self.params.grads);
-        self.params.refresh(&self.device);
-        let mut sum = 0.0;
-        for (number, micro) in window.iter().enumerate() {
-            let stream = (draw.stream + number as u64) << STREAM_BITS;
-            let draw = Draw { stream, ..draw };
-            sum += self.micro_batch(micro, 1.0 / supervised as f32, draw);
-        }
+        let device = self.device.clone();
+        let sum = device.enter(|| {
+            self.device.zero(&mut self.params.grads);
+            self.params.refresh(&self.device);
+            let mut sum = 0.0;
+            for (number, micro) in window.iter().enumerate() {
+                let stream = (draw.stream + number as u64) << STREAM_BITS;
+                let draw = Draw { stream, ..draw };
+                sum += self.micro_batch(micro, 1.0 / supervised as f32, draw);
+            }
+            sum
+        });
         Step {
             loss: sum / supervised as f64,
             grad_norm: f64::NAN,
@@ -98,22 +102,26 @@ impl Session {
     /// The loss of every target of `micro`, in their order; gradients are left alone.
     pub fn evaluate(&mut self, micro: &MicroBatch) -> Vec<f32> {
         let Self { device, decoder, params, workspace } = self;
-        params.refresh(device);
-        forward(device, decoder, params, workspace, micro, None);
-        decoder.losses(device, workspace, None)
+        device.enter(|| {
+            params.refresh(device);
+            forward(device, decoder, params, workspace, micro, None);
+            decoder.losses(device, workspace, None)
+        })
     }
 
     /// Runs `tokens` behind the `past` tokens seen so far through a session made for generation,
     /// and gives the logits `[V]` of the last of them.
     pub fn extend(&mut self, tokens: &[u32], past: usize) -> Vec<f32> {
         let Self { device, decoder, params, workspace } = self;
-        if past == 0 {
-            params.refresh(device);
-        }
         let sequences = [0..tokens.len() as u32];
         let batch = Batch { tokens, sequences: &sequences, past, rows: &[], targets: &[] };
-        decoder.forward(device, params, workspace, &batch, None);
-        decoder.logits(device, workspace, tokens.len() - 1)
+        device.enter(|| {
+            if past == 0 {
+                params.refresh(device);
+            }
+            decoder.forward(device, params, workspace, &batch, None);
+            decoder.logits(device, workspace, tokens.len() - 1)
+        })
     }
 
     /// Logits `[V]` of token `row` of `micro`.

@@ -159,12 +159,7 @@ struct Keys {
     part: usize,
 }
 
-fn differentiate<M: Math>(
-    work: &mut Work<M>,
-    p: &BackwardParams,
-    of: Keys,
-    partial: Partial,
-) {
+fn differentiate<M: Math>(work: &mut Work<M>, p: &BackwardParams, of: Keys, partial: Partial) {
     let f = &p.forward;
     // SAFETY: a task owns its planes within the segment.
     let [dk, dv] = [0, 1].map(|which| unsafe { partial.plane::<M::Real>(of, which) });

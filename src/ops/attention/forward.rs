@@ -88,13 +88,7 @@ pub(super) fn run<M: Math>(p: &Params, cpu: &Cpu, scratch: ScratchMemory) {
     });
 }
 
-fn attend<M: Math>(
-    work: &mut Work<M>,
-    p: &Params,
-    segment: Segment,
-    first: usize,
-    head: usize,
-) {
+fn attend<M: Math>(work: &mut Work<M>, p: &Params, segment: Segment, first: usize, head: usize) {
     let head_dim = p.head_dim as usize;
     let queries = Queries::of(p, segment, first);
     let kv_head = head / (p.heads / p.kv_heads) as usize;

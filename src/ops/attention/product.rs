@@ -209,7 +209,6 @@ impl<F: Factor> Tile<F> {
     fn start(&self, i: usize) -> usize {
         i.min(self.rows - 1) * self.a_strides[0]
     }
-
 }
 
 impl<R: PlainFactor> Tile<R> {
