@@ -264,9 +264,9 @@ mod x86 {
                     let (a, b) = (p * tile.a_strides[1], p * tile.b_stride);
                     // SAFETY: b holds `depth` rows of all these columns.
                     let mut right = [unsafe { $right(tile.b.add(b)) }; $vectors];
-                    for v in 1..$vectors {
+                    for (v, right) in right.iter_mut().enumerate().skip(1) {
                         // SAFETY: as above.
-                        right[v] = unsafe { $right(tile.b.add(b + v * $lanes)) };
+                        *right = unsafe { $right(tile.b.add(b + v * $lanes)) };
                     }
                     for i in 0..$rows {
                         // SAFETY: a holds `rows` rows of `depth` numbers.
