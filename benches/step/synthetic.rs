@@ -13,62 +13,9 @@ use qlora_train::model::config::Config;
 use qlora_train::model::load::tables;
 use qlora_train::quant;
 
-/// A model by its dimensions.
-#[derive(Debug, Clone, Copy)]
-pub struct Shape {
-    pub name: &'static str,
-    pub hidden: usize,
-    pub layers: usize,
-    pub heads: usize,
-    pub kv_heads: usize,
-    pub feed_forward: usize,
-    pub vocab: usize,
-    pub tied: bool,
-}
+use crate::support::shapes::Shape;
 
 impl Shape {
-    fn head_dim(&self) -> usize {
-        self.hidden / self.heads
-    }
-
-    /// Linear maps of one block: name, outputs, inputs.
-    pub fn linears(&self) -> [(&'static str, usize, usize); 7] {
-        let (c, f, kv) = (self.hidden, self.feed_forward, self.kv_heads * self.head_dim());
-        [
-            ("self_attn.q_proj", c, c),
-            ("self_attn.k_proj", kv, c),
-            ("self_attn.v_proj", kv, c),
-            ("self_attn.o_proj", c, c),
-            ("mlp.gate_proj", f, c),
-            ("mlp.up_proj", f, c),
-            ("mlp.down_proj", c, f),
-        ]
-    }
-
-    /// Operations per token of a training step over sequences of `tokens` tokens that are computed
-    /// once: forward 2 per weight and as many backward (no gradient of frozen weights), LoRA of
-    /// rank `rank` three times, causal attention 3.5 times (once forward, 2.5 times backward).
-    pub fn flops_per_token(&self, tokens: usize, rank: usize) -> f64 {
-        let maps = self.linears();
-        let weights: usize = maps.iter().map(|(_, n, k)| n * k).sum();
-        let low_rank: usize = maps.iter().map(|(_, n, k)| rank * (n + k)).sum();
-        let attention = 3.5 * 2.0 * (tokens * self.heads * self.head_dim()) as f64;
-        let head = (self.vocab * self.hidden) as f64;
-        let layer = 4.0 * weights as f64 + 6.0 * low_rank as f64 + attention;
-        self.layers as f64 * layer + 4.0 * head
-    }
-
-    /// What is added when the forward pass of each block but the last is computed a second time, up
-    /// to the down projection, of which the way back needs the low-rank part only.
-    pub fn recomputed_flops_per_token(&self, tokens: usize, rank: usize) -> f64 {
-        let maps = self.linears();
-        let weights: usize = maps.iter().map(|(_, n, k)| n * k).sum();
-        let low_rank: usize = maps.iter().map(|(_, n, k)| rank * (n + k)).sum();
-        let not_needed = (self.feed_forward + rank) * self.hidden;
-        let attention = 2.0 * (tokens * self.heads * self.head_dim()) as f64;
-        (self.layers - 1) as f64 * (2.0 * (weights + low_rank - not_needed) as f64 + attention)
-    }
-
     fn config(&self) -> serde_json::Value {
         serde_json::json!({
             "architectures": ["LlamaForCausalLM"],

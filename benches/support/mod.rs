@@ -1,0 +1,6 @@
+//! What both benches stand on.
+#![allow(dead_code, reason = "each bench uses its part")]
+
+pub mod clock;
+pub mod peak;
+pub mod shapes;
