@@ -7,7 +7,7 @@
 //! memory at once, and divides by the count of supervised tokens of the whole optimizer step.
 
 use super::element::{Element, Real, per_simd, with_element};
-use super::{slice, slice_mut, total};
+use super::{lanes_sum, slice, slice_mut};
 use crate::device::{Address, Buf, Cpu, Device, Dtype, Kernel, Mat, MatMut, ScratchMemory};
 
 /// Whether the logits are replaced by their gradient.
@@ -122,12 +122,12 @@ fn run<E: Element>(p: &Params, cpu: &Cpu) {
 }
 
 per_simd! {
-    fn run_row<E: Element>(logits: &mut [E::Real], target: usize, p: &Params) -> f32 {
+    fn run_row<E: Element, const FUSED: bool>(logits: &mut [E::Real], target: usize, p: &Params) -> f32 {
         let cap = (p.soft_cap != 0.0).then(|| E::Real::from_f64(f64::from(p.soft_cap)));
-        let softmax = Softmax::of(logits, cap);
-        let loss = softmax.sum.ln() + (softmax.max - capped(logits[target], cap));
+        let softmax = Softmax::of::<FUSED>(logits, cap);
+        let loss = softmax.sum.ln() + (softmax.max - capped::<_, FUSED>(logits[target], cap));
         if p.has_gradient != 0 {
-            replace::<E>(logits, target, softmax, cap, E::Real::from_f64(f64::from(p.scale)));
+            replace::<E, FUSED>(logits, target, softmax, cap, E::Real::from_f64(f64::from(p.scale)));
         }
         loss.to_f64() as f32
     }
@@ -143,36 +143,36 @@ struct Softmax<R> {
 impl<R: Real> Softmax<R> {
     /// Two passes over the row. The soft cap is monotonic: it commutes with the maximum.
     #[inline(always)]
-    fn of(logits: &[R], cap: Option<R>) -> Self {
-        let max = capped(lanes_max(logits), cap);
+    fn of<const FUSED: bool>(logits: &[R], cap: Option<R>) -> Self {
+        let max = capped::<_, FUSED>(lanes_max(logits), cap);
         let mut piece = [R::ZERO; PIECE];
         let mut sum = R::ZERO;
         for logits in logits.chunks(PIECE) {
             let piece = &mut piece[..logits.len()];
             piece.copy_from_slice(logits);
-            cap_all(piece, cap);
+            cap_all::<_, FUSED>(piece, cap);
             for e in &mut *piece {
-                *e = (*e - max).exp();
+                *e = (*e - max).exp::<FUSED>();
             }
-            sum += total(piece);
+            sum += lanes_sum(piece, |e| e);
         }
         Self { max, sum }
     }
 }
 
 #[inline(always)]
-fn capped<R: Real>(z: R, cap: Option<R>) -> R {
+fn capped<R: Real, const FUSED: bool>(z: R, cap: Option<R>) -> R {
     match cap {
         None => z,
-        Some(cap) => cap * (z / cap).tanh(),
+        Some(cap) => cap * (z / cap).tanh::<FUSED>(),
     }
 }
 
 #[inline(always)]
-fn cap_all<R: Real>(numbers: &mut [R], cap: Option<R>) {
+fn cap_all<R: Real, const FUSED: bool>(numbers: &mut [R], cap: Option<R>) {
     if cap.is_some() {
         for z in numbers {
-            *z = capped(*z, cap);
+            *z = capped::<_, FUSED>(*z, cap);
         }
     }
 }
@@ -194,36 +194,39 @@ fn lanes_max<R: Real>(numbers: &[R]) -> R {
 /// Replaces the logits by their gradient, from the front: elements of E are never longer than
 /// those of the logits, so no logit is overwritten before it is read.
 #[inline(always)]
-fn replace<E: Element>(
+fn replace<E: Element, const FUSED: bool>(
     logits: &mut [E::Real],
     target: usize,
     softmax: Softmax<E::Real>,
     cap: Option<E::Real>,
     scale: E::Real,
 ) {
-    let at_target = gradient(capped(logits[target], cap), softmax, cap, scale, E::Real::ONE);
+    let weight = scale / softmax.sum;
+    let y = capped::<_, FUSED>(logits[target], cap);
+    let probability = (y - softmax.max).exp::<FUSED>() / softmax.sum;
+    let at_target = (probability - E::Real::ONE) * scale * slope(y, cap);
     let mut piece = [E::Real::ZERO; PIECE];
     for start in (0..logits.len()).step_by(PIECE) {
         let count = PIECE.min(logits.len() - start);
         let piece = &mut piece[..count];
         piece.copy_from_slice(&logits[start..start + count]);
-        cap_all(piece, cap);
+        cap_all::<_, FUSED>(piece, cap);
         let out: &mut [E] = &mut bytemuck::cast_slice_mut(logits)[start..start + count];
         for (out, y) in out.iter_mut().zip(piece) {
-            *out = E::from_real(gradient(*y, softmax, cap, scale, E::Real::ZERO));
+            let gradient = (*y - softmax.max).exp::<FUSED>() * weight * slope(*y, cap);
+            *out = E::from_real(gradient);
         }
     }
     bytemuck::cast_slice_mut::<_, E>(logits)[target] = E::from_real(at_target);
 }
 
-/// The gradient at the logit that was capped to y, whose label is 1 or 0.
+/// Of the soft cap where it gives y.
 #[inline(always)]
-fn gradient<R: Real>(y: R, softmax: Softmax<R>, cap: Option<R>, scale: R, label: R) -> R {
-    let slope = match cap {
+fn slope<R: Real>(y: R, cap: Option<R>) -> R {
+    match cap {
         None => R::ONE,
         Some(cap) => R::ONE - (y / cap) * (y / cap),
-    };
-    ((y - softmax.max).exp() / softmax.sum - label) * scale * slope
+    }
 }
 
 #[cfg(test)]

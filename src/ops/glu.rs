@@ -164,17 +164,17 @@ fn backward_on_cpu<E: Element>(p: &BackwardParams, cpu: &Cpu) {
 }
 
 per_simd! {
-    fn gated<E: Element>(gate: &[E], up: &[E], activation: Activation, out: &mut [E]) {
+    fn gated<E: Element, const FUSED: bool>(gate: &[E], up: &[E], activation: Activation, out: &mut [E]) {
         match activation {
-            Activation::Silu => gated_by::<E, Silu>(gate, up, out),
-            Activation::GeluTanh => gated_by::<E, GeluTanh>(gate, up, out),
-            Activation::Gelu => gated_by::<E, Gelu>(gate, up, out),
+            Activation::Silu => gated_by::<E, Silu, FUSED>(gate, up, out),
+            Activation::GeluTanh => gated_by::<E, GeluTanh, FUSED>(gate, up, out),
+            Activation::Gelu => gated_by::<E, Gelu, FUSED>(gate, up, out),
         }
     }
 }
 
 per_simd! {
-    fn gradient<E: Element>(
+    fn gradient<E: Element, const FUSED: bool>(
         gate: &[E],
         up: &[E],
         activation: Activation,
@@ -183,22 +183,22 @@ per_simd! {
         d_up: &mut [E],
     ) {
         match activation {
-            Activation::Silu => gradient_by::<E, Silu>(gate, up, dh, d_gate, d_up),
-            Activation::GeluTanh => gradient_by::<E, GeluTanh>(gate, up, dh, d_gate, d_up),
-            Activation::Gelu => gradient_by::<E, Gelu>(gate, up, dh, d_gate, d_up),
+            Activation::Silu => gradient_by::<E, Silu, FUSED>(gate, up, dh, d_gate, d_up),
+            Activation::GeluTanh => gradient_by::<E, GeluTanh, FUSED>(gate, up, dh, d_gate, d_up),
+            Activation::Gelu => gradient_by::<E, Gelu, FUSED>(gate, up, dh, d_gate, d_up),
         }
     }
 }
 
 #[inline(always)]
-fn gated_by<E: Element, A: Act>(gate: &[E], up: &[E], out: &mut [E]) {
+fn gated_by<E: Element, A: Act, const FUSED: bool>(gate: &[E], up: &[E], out: &mut [E]) {
     for ((out, gate), up) in out.iter_mut().zip(gate).zip(up) {
-        *out = E::from_real(A::value_and_slope(gate.real()).0 * up.real());
+        *out = E::from_real(A::value_and_slope::<_, FUSED>(gate.real()).0 * up.real());
     }
 }
 
 #[inline(always)]
-fn gradient_by<E: Element, A: Act>(
+fn gradient_by<E: Element, A: Act, const FUSED: bool>(
     gate: &[E],
     up: &[E],
     dh: &mut [E],
@@ -207,7 +207,7 @@ fn gradient_by<E: Element, A: Act>(
 ) {
     let inputs = gate.iter().zip(up).zip(dh);
     for ((d_gate, d_up), ((gate, up), dh)) in d_gate.iter_mut().zip(d_up).zip(inputs) {
-        let (value, slope) = A::value_and_slope(gate.real());
+        let (value, slope) = A::value_and_slope::<_, FUSED>(gate.real());
         *d_gate = E::from_real(dh.real() * up.real() * slope);
         *d_up = E::from_real(dh.real() * value);
         *dh = E::from_real(value * up.real());
@@ -218,7 +218,7 @@ fn gradient_by<E: Element, A: Act>(
 /// then be compiled for the plainest instruction set.
 trait Act {
     /// act(x) and act′(x).
-    fn value_and_slope<R: Real>(x: R) -> (R, R);
+    fn value_and_slope<R: Real, const FUSED: bool>(x: R) -> (R, R);
 }
 
 struct Silu;
@@ -227,18 +227,18 @@ struct Gelu;
 
 impl Act for Silu {
     #[inline(always)]
-    fn value_and_slope<R: Real>(x: R) -> (R, R) {
-        let (c, slope) = logistic(x);
+    fn value_and_slope<R: Real, const FUSED: bool>(x: R) -> (R, R) {
+        let (c, slope) = logistic::<R, FUSED>(x);
         (x * c, c + x * slope)
     }
 }
 
 impl Act for GeluTanh {
     #[inline(always)]
-    fn value_and_slope<R: Real>(x: R) -> (R, R) {
+    fn value_and_slope<R: Real, const FUSED: bool>(x: R) -> (R, R) {
         let linear = R::from_f64((8.0 / std::f64::consts::PI).sqrt());
         let cubic = R::from_f64((8.0 / std::f64::consts::PI).sqrt() * 0.044715);
-        let (c, slope) = logistic(x * (linear + cubic * x * x));
+        let (c, slope) = logistic::<R, FUSED>(x * (linear + cubic * x * x));
         let three = R::from_f64(3.0);
         (x * c, c + x * slope * (linear + three * cubic * x * x))
     }
@@ -246,8 +246,8 @@ impl Act for GeluTanh {
 
 impl Act for Gelu {
     #[inline(always)]
-    fn value_and_slope<R: Real>(x: R) -> (R, R) {
-        let (c, density) = distribution_and_density(x);
+    fn value_and_slope<R: Real, const FUSED: bool>(x: R) -> (R, R) {
+        let (c, density) = distribution_and_density::<R, FUSED>(x);
         (x * c, c + x * density)
     }
 }
@@ -255,8 +255,8 @@ impl Act for Gelu {
 /// σ(z) and σ′(z) = σ(z)·σ(−z), both to full relative accuracy: e^(−|z|) neither overflows nor
 /// cancels.
 #[inline(always)]
-fn logistic<R: Real>(z: R) -> (R, R) {
-    let e = (-z.max(-z)).exp();
+fn logistic<R: Real, const FUSED: bool>(z: R) -> (R, R) {
+    let e = (-z.max(-z)).exp::<FUSED>();
     let greater = R::ONE / (R::ONE + e);
     let smaller = e * greater;
     let sigmoid = if z < R::ZERO { smaller } else { greater };

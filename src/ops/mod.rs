@@ -73,19 +73,19 @@ unsafe fn slice_mut<'a, E: Pod>(address: Address, start: usize, len: usize) -> &
     unsafe { std::slice::from_raw_parts_mut(address.cast::<E>().add(start), len) }
 }
 
-/// Σ term(i) over 16 running sums, added up pairwise: a fixed order that vector units can follow.
+/// Σ term(x) over 16 running sums, added up pairwise: a fixed order that vector units can follow.
 #[inline(always)]
-fn lanes_sum<R: Real>(count: usize, term: impl Fn(usize) -> R) -> R {
-    const LANES: usize = 16;
+fn lanes_sum<T: Copy, R: Real>(numbers: &[T], term: impl Fn(T) -> R) -> R {
+    const LANES: usize = 64;
     let mut lanes = [R::ZERO; LANES];
-    let whole = count - count % LANES;
-    for start in (0..whole).step_by(LANES) {
-        for (lane, sum) in lanes.iter_mut().enumerate() {
-            *sum += term(start + lane);
+    let (chunks, rest) = numbers.as_chunks::<LANES>();
+    for chunk in chunks {
+        for (sum, x) in lanes.iter_mut().zip(chunk) {
+            *sum += term(*x);
         }
     }
-    for i in whole..count {
-        lanes[i - whole] += term(i);
+    for (sum, x) in lanes.iter_mut().zip(rest) {
+        *sum += term(*x);
     }
     let mut width = LANES / 2;
     while width > 0 {
@@ -95,22 +95,4 @@ fn lanes_sum<R: Real>(count: usize, term: impl Fn(usize) -> R) -> R {
         width /= 2;
     }
     lanes[0]
-}
-
-/// The sum of all numbers, in the order of [`lanes_sum`]; faster where the numbers are in memory.
-#[inline(always)]
-fn total<R: Real>(numbers: &[R]) -> R {
-    const LANES: usize = 16;
-    let mut lanes = [R::ZERO; LANES];
-    let chunks = numbers.chunks_exact(LANES);
-    let rest = chunks.remainder();
-    for chunk in chunks {
-        for (sum, number) in lanes.iter_mut().zip(chunk) {
-            *sum += *number;
-        }
-    }
-    for (sum, number) in lanes.iter_mut().zip(rest) {
-        *sum += *number;
-    }
-    lanes_sum(LANES, |lane| lanes[lane])
 }

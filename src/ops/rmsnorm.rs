@@ -7,7 +7,8 @@
 //! dx = r·(g − x̂·mean(g·x̂)). Nothing is kept between the passes: r is computed again.
 
 use super::element::{Element, Real, per_simd, with_element};
-use super::{Write, slice, slice_mut};
+use super::tasks::for_each_row;
+use super::{Write, lanes_sum, slice, slice_mut};
 use crate::device::{Address, Buf, Cpu, Device, Dtype, Kernel, Mat, MatMut, ScratchMemory};
 
 /// How the stored weight stands for the factor.
@@ -122,8 +123,8 @@ unsafe impl Kernel for BackwardParams {
 
 fn forward_on_cpu<E: Element>(p: &Params, cpu: &Cpu) {
     let (groups, width) = (p.groups as usize, p.width as usize);
-    cpu.for_each(p.rows as usize, |row| {
-        // SAFETY: the caller of `run_on_cpu` vouches for x, weight and y; a task owns row `row`.
+    for_each_row(cpu, p.rows as usize, groups * width, |row| {
+        // SAFETY: the caller of `run_on_cpu` vouches for x, weight and y; a task owns its rows.
         let (x, weight, y) = unsafe {
             (
                 slice::<E>(p.x, row * p.x_stride as usize, groups * width),
@@ -140,7 +141,7 @@ fn forward_on_cpu<E: Element>(p: &Params, cpu: &Cpu) {
 fn backward_on_cpu<E: Element>(p: &BackwardParams, cpu: &Cpu) {
     let f = &p.forward;
     let (groups, width) = (f.groups as usize, f.width as usize);
-    cpu.for_each(f.rows as usize, |row| {
+    for_each_row(cpu, f.rows as usize, groups * width, |row| {
         // SAFETY: as in `forward_on_cpu`.
         let (x, weight) = unsafe {
             (
@@ -156,49 +157,76 @@ fn backward_on_cpu<E: Element>(p: &BackwardParams, cpu: &Cpu) {
     });
 }
 
-/// r = 1/√(mean(x²) + ε).
+/// r = 1/√(mean(x²) + ε), in f64: its error is that of a whole row at once.
 #[inline(always)]
 fn rstd<E: Element>(x: &[E], eps: f32) -> E::Real {
-    let eps = E::Real::from_f64(f64::from(eps));
-    let sum = super::lanes_sum(x.len(), |i| x[i].real() * x[i].real());
-    E::Real::ONE / (sum / E::Real::from_f64(x.len() as f64) + eps).sqrt()
+    let square = |x: f64| x * x;
+    let mean = lanes_sum(x, |x| square(x.real().to_f64())) / x.len() as f64;
+    E::Real::from_f64(1.0 / (mean + f64::from(eps)).sqrt())
+}
+
+/// What is added to every weight.
+#[inline(always)]
+fn offset<R: Real>(center: Center) -> R {
+    match center {
+        Center::Zero => R::ZERO,
+        Center::One => R::ONE,
+    }
 }
 
 #[inline(always)]
-fn factor<E: Element>(weight: f32, center: Center) -> E::Real {
-    let weight = E::Real::from_f64(f64::from(weight));
-    match center {
-        Center::Zero => weight,
-        Center::One => E::Real::ONE + weight,
-    }
+fn widened<R: Real>(weight: f32) -> R {
+    R::from_f64(f64::from(weight))
 }
 
 per_simd! {
     fn normalize<E: Element>(
         x: &[E], weight: &[f32], eps: f32, center: Center, y: &mut [E], write: Write,
     ) {
-        let r = rstd(x, eps);
+        let (r, offset) = (rstd(x, eps), offset::<E::Real>(center));
         for ((y, x), w) in y.iter_mut().zip(x).zip(weight) {
-            write.put(y, x.real() * r * factor::<E>(*w, center));
+            write.put(y, x.real() * r * (widened::<E::Real>(*w) + offset));
         }
     }
 }
 
 per_simd! {
-    /// dx may be dy: every number is read before its own is written, and the mean before all.
+    /// dx may be dy: of every piece g is computed before dx is written, and the mean before all.
     fn gradient<E: Element>(
         x: &[E], weight: &[f32], eps: f32, center: Center, dy: *mut E, dx: *mut E, write: Write,
     ) {
-        let r = rstd(x, eps);
-        // SAFETY: the caller of `run_on_cpu` vouches for a whole group at dy and dx.
-        let g = |i: usize| unsafe { (*dy.add(i)).real() } * factor::<E>(weight[i], center);
-        let mean = super::lanes_sum(x.len(), |i| g(i) * x[i].real() * r)
-            / E::Real::from_f64(x.len() as f64);
-        for i in 0..x.len() {
-            let value = r * (g(i) - x[i].real() * r * mean);
-            // SAFETY: as above.
-            unsafe { write.put(&mut *dx.add(i), value) };
+        const PIECE: usize = 256;
+        let (r, offset) = (rstd(x, eps), offset::<E::Real>(center));
+        let mut g = [E::Real::ZERO; PIECE];
+        let mut sum = E::Real::ZERO;
+        for (i, (x, weight)) in x.chunks(PIECE).zip(weight.chunks(PIECE)).enumerate() {
+            let g = &mut g[..x.len()];
+            // SAFETY: the caller of `run_on_cpu` vouches for a whole group at dy.
+            weigh(unsafe { std::slice::from_raw_parts(dy.add(i * PIECE), x.len()) }, weight, offset, g);
+            for (g, x) in g.iter_mut().zip(x) {
+                *g *= x.real();
+            }
+            sum += lanes_sum(g, |product| product);
         }
+        let mean = sum * r / E::Real::from_f64(x.len() as f64);
+        for (i, (x, weight)) in x.chunks(PIECE).zip(weight.chunks(PIECE)).enumerate() {
+            let g = &mut g[..x.len()];
+            // SAFETY: as above.
+            weigh(unsafe { std::slice::from_raw_parts(dy.add(i * PIECE), x.len()) }, weight, offset, g);
+            // SAFETY: the caller vouches for a whole group at dx; dy is not looked at meanwhile.
+            let dx = unsafe { std::slice::from_raw_parts_mut(dx.add(i * PIECE), x.len()) };
+            for ((dx, g), x) in dx.iter_mut().zip(g).zip(x) {
+                write.put(dx, r * (*g - x.real() * r * mean));
+            }
+        }
+    }
+}
+
+/// g = dy ∘ (weight + offset).
+#[inline(always)]
+fn weigh<E: Element>(dy: &[E], weight: &[f32], offset: E::Real, g: &mut [E::Real]) {
+    for ((g, dy), weight) in g.iter_mut().zip(dy).zip(weight) {
+        *g = dy.real() * (widened::<E::Real>(*weight) + offset);
     }
 }
 

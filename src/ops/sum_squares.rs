@@ -58,8 +58,8 @@ unsafe impl Kernel for Params {
 
 per_simd! {
     fn sum_of<E: Element>(x: &[E]) -> f64 {
-        lanes_sum(x.len(), |i| {
-            let x = x[i].real().to_f64();
+        lanes_sum(x, |x| {
+            let x = x.real().to_f64();
             x * x
         })
     }

@@ -307,10 +307,10 @@ per_simd! {
 
 per_simd! {
     /// From q·k and dP to P and scale·dS; not masked yet.
-    fn probabilities<R: Real>(s: &mut [R], ds: &mut [R], lse: &[R], delta: &[R], scale: R) {
+    fn probabilities<R: Real, const FUSED: bool>(s: &mut [R], ds: &mut [R], lse: &[R], delta: &[R], scale: R) {
         for (s, ds) in s.chunks_exact_mut(QUERIES).zip(ds.chunks_exact_mut(QUERIES)) {
             for (((s, ds), lse), delta) in s.iter_mut().zip(ds).zip(lse).zip(delta) {
-                let p = (*s * scale - *lse).exp();
+                let p = s.multiply_add::<FUSED>(scale, -*lse).exp::<FUSED>();
                 *s = p;
                 *ds = p * (*ds - *delta) * scale;
             }
@@ -320,13 +320,13 @@ per_simd! {
 
 per_simd! {
     /// The same with a soft cap.
-    fn capped_probabilities<R: Real>(
+    fn capped_probabilities<R: Real, const FUSED: bool>(
         s: &mut [R], ds: &mut [R], lse: &[R], delta: &[R], scale: R, cap: R,
     ) {
         for (s, ds) in s.chunks_exact_mut(QUERIES).zip(ds.chunks_exact_mut(QUERIES)) {
             for (((s, ds), lse), delta) in s.iter_mut().zip(ds).zip(lse).zip(delta) {
-                let t = (*s * scale / cap).tanh();
-                let p = (cap * t - *lse).exp();
+                let t = (*s * scale / cap).tanh::<FUSED>();
+                let p = (cap * t - *lse).exp::<FUSED>();
                 *s = p;
                 *ds = p * (*ds - *delta) * (R::ONE - t * t) * scale;
             }

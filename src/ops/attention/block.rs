@@ -121,9 +121,9 @@ pub(super) fn transpose<F: Factor>(rows: &[F], count: usize, groups: usize, out:
 
 per_simd! {
     /// Scales and caps scores.
-    pub(super) fn cap<R: Real>(scores: &mut [R], scale: R, cap: R) {
+    pub(super) fn cap<R: Real, const FUSED: bool>(scores: &mut [R], scale: R, cap: R) {
         for s in scores {
-            *s = cap * (*s * scale / cap).tanh();
+            *s = cap * (*s * scale / cap).tanh::<FUSED>();
         }
     }
 }

@@ -151,7 +151,7 @@ impl<M: Math> Work<'_, M> {
 }
 
 per_simd! {
-    fn soften<R: Real>(
+    fn soften<R: Real, const FUSED: bool>(
         scores: &mut [R],
         scale: R,
         max: &mut [R],
@@ -168,12 +168,12 @@ per_simd! {
             }
         }
         for ((shrink, sum), max) in shrink.iter_mut().zip(&mut *sum).zip(&*max) {
-            *shrink = (*shrink - finite(*max)).exp();
+            *shrink = (*shrink - finite(*max)).exp::<FUSED>();
             *sum *= *shrink;
         }
         for row in scores.chunks_exact_mut(QUERIES) {
             for ((s, max), sum) in row.iter_mut().zip(&*max).zip(&mut *sum) {
-                *s = (*s - finite(*max)).exp();
+                *s = (*s - finite(*max)).exp::<FUSED>();
                 *sum += *s;
             }
         }

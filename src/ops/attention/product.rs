@@ -189,11 +189,11 @@ impl Factor for Pair {
 
 per_simd! {
     /// Any number on any machine: f64, and f32 where no wider instructions are known.
-    fn plain<R: PlainFactor>(tile: &Tile<R>) {
+    fn plain<R: PlainFactor, const FUSED: bool>(tile: &Tile<R>) {
         match tile.shape {
-            Shape::Wide => tile.run::<8, { 2 * LANES }>(),
-            Shape::Narrow => tile.run::<8, LANES>(),
-            Shape::Low => tile.run::<4, LANES>(),
+            Shape::Wide => tile.run::<8, { 2 * LANES }, FUSED>(),
+            Shape::Narrow => tile.run::<8, LANES, FUSED>(),
+            Shape::Low => tile.run::<4, LANES, FUSED>(),
         }
     }
 }
@@ -213,7 +213,7 @@ impl<F: Factor> Tile<F> {
 
 impl<R: PlainFactor> Tile<R> {
     #[inline(always)]
-    fn run<const ROWS: usize, const COLS: usize>(&self) {
+    fn run<const ROWS: usize, const COLS: usize, const FUSED: bool>(&self) {
         let mut sums = [[R::ZERO; COLS]; ROWS];
         for p in 0..self.depth {
             // SAFETY: `Product::check` has seen that b holds `depth` rows of this many columns.
@@ -222,7 +222,7 @@ impl<R: PlainFactor> Tile<R> {
                 // SAFETY: `Product::check` has seen that a holds `rows` rows of `depth` numbers.
                 let a = unsafe { *self.a.add(self.start(i) + p * self.a_strides[1]) };
                 for (sum, b) in sums.iter_mut().zip(b) {
-                    *sum = a.mul_add(*b, *sum);
+                    *sum = a.multiply_add::<FUSED>(*b, *sum);
                 }
             }
         }
