@@ -81,6 +81,11 @@ impl fmt::Display for Case {
 }
 
 impl Case {
+    /// Steps that are measured together: an odd number, more of short ones.
+    pub fn steps(&self) -> u64 {
+        if self.tokens < 512 { 201 } else { 1 }
+    }
+
     pub fn targets(&self) -> usize {
         (self.tokens - 1) * self.supervised / 100
     }

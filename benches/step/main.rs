@@ -11,7 +11,7 @@
 //! - `flops_per_token`: the operations that a step needs, those of recomputed blocks counted twice
 //!   forward, since they have to be done.
 //! - `dot_peak_gflops`: a loop of the multiply-adds that products are made of (bf16 dot products, or
-//!   f32 for f32 activations), in registers, on as many threads, before every step; the median.
+//!   f32 for f32 activations), in registers, on as many threads, between steps; the median.
 //! - `share_of_dot_peak`: the operations over the time of the median step, over that peak. With one
 //!   thread time is the processor's, which other work on the machine does not enter.
 //! - `peak_memory_bytes`: what was allocated at most; `peak_resident_bytes`: what the process had in
@@ -175,9 +175,12 @@ fn measure(arguments: &Arguments, folder: &Path, started: Instant) -> Result<(),
     let start = started.elapsed().as_secs_f64();
     step(&mut session, &mut optimizer, &window, 1)?;
     let peak = Peak::of(arguments.simd, case.dtype);
+    let (rounds, steps) = (5, case.steps());
     let (mut times, mut peaks) = (Vec::new(), Vec::new());
-    for number in 0..if arguments.test { 1 } else { steps(case) } {
-        peaks.push(peak.map_or(f64::NAN, |peak| peak.measure(threads)));
+    for number in 0..if arguments.test { 1 } else { rounds * steps } {
+        if number % steps == 0 {
+            peaks.push(peak.map_or(f64::NAN, |peak| peak.measure(threads)));
+        }
         let begun = seconds(threads);
         step(&mut session, &mut optimizer, &window, 2 + number)?;
         times.push(seconds(threads) - begun);
@@ -199,11 +202,6 @@ fn measure(arguments: &Arguments, folder: &Path, started: Instant) -> Result<(),
     };
     print(&line, arguments.json);
     Ok(())
-}
-
-/// How many steps are measured: an odd number, and more of short ones.
-fn steps(case: &Case) -> u64 {
-    if case.tokens < 512 { 301 } else { 5 }
 }
 
 fn open(case: &Case, folder: &Path, device: &Device) -> Result<(Session, AdamW), Error> {

@@ -4,7 +4,9 @@
 //! takes a strip of columns (and a part of the rows, where strips alone are too few): piece by piece
 //! of K it packs the strip of the right operand, which stays in the cache of the core while the left
 //! panels pass by, and adds tile by tile to its sums; with the last piece the sums of a panel become
-//! rows of the result while they are in the L1 cache.
+//! rows of the result while they are in the L1 cache. A long K (the vocabulary, in the gradient of
+//! the head) is cut into spans that are packed and multiplied one after the other; the sums of the
+//! block wait in between.
 //!
 //! The steps of both products stand one behind the other, so that the few columns of LoRA are the
 //! end of a piece and not one of their own. The cuts in K depend on the instruction set and on K
@@ -41,6 +43,10 @@ const ROWS: usize = 768;
 /// A multiple of the rows of all tiles, and twice that for sums of bf16 products in f32 panels.
 const ROWS_STEP: usize = 24;
 
+/// Most numbers of K whose left panels are packed at once: those of 512 rows take 16 MiB in bf16.
+/// A longer K is cut into spans.
+const SPAN: usize = 16 * 1024;
+
 /// Left panels that are packed as one task.
 const LEFT_PANELS: usize = 8;
 
@@ -52,17 +58,24 @@ const ROWS_PER_STRIP: usize = 20;
 /// strips of 128 columns over 64.
 const COLUMNS_PER_PASS: usize = 8;
 
-/// Shared: the left panels of a block of rows. Per thread: sums, panels of a strip, row buffers.
+/// Shared: the left panels of a block of rows, and its sums if there are several spans. Per thread:
+/// sums, panels of a strip, row buffers.
 ///
 /// It does not depend on the instruction set, which a plan does not know: where bf16 numbers are
 /// widened into f32 panels, a block has half the rows instead.
 pub(super) fn scratch(p: &Params) -> Scratch {
     let depth = |depth: u64| (depth as usize).next_multiple_of(2);
     let depth: usize = p.products.iter().map(|product| depth(product.depth)).sum();
+    let waiting = if depth > SPAN { waiting_bytes(p) } else { 0 };
     Scratch {
-        shared: most_rows(p) * depth * p.compute.size(),
+        shared: most_rows(p) * (depth.min(SPAN) * p.compute.size() + waiting),
         per_thread: sums_bytes(p) + panel_bytes(p) + BUFFERS * buffer_bytes(p),
     }
+}
+
+/// Of the sums of a row that wait for the next span; strips are cut from more columns than there are.
+fn waiting_bytes(p: &Params) -> usize {
+    (Sides::of(p).cols() + STRIP) * unit(p)
 }
 
 fn most_rows(p: &Params) -> usize {
@@ -96,6 +109,8 @@ pub(super) struct Blocks<'a, L> {
     steps: usize,
     /// Steps of a piece; the last one may have fewer.
     piece: usize,
+    /// Steps whose left panels are packed at once: whole pieces.
+    span: usize,
     lanes: PhantomData<L>,
 }
 
@@ -114,12 +129,14 @@ struct Cut {
 }
 
 /// What one task computes.
-struct Rectangle {
+struct Rectangle<R> {
     /// Left panels of the block.
     panels: Range<usize>,
     columns: Range<usize>,
     /// Sums from one row to the next.
     stride: usize,
+    /// Room for the sums of a panel if one piece is all, of all panels else.
+    sums: *mut R,
 }
 
 impl<'a, L: Lanes> Blocks<'a, L> {
@@ -135,44 +152,49 @@ impl<'a, L: Lanes> Blocks<'a, L> {
         let steps = p.products.iter().map(steps_of::<L>).sum::<usize>();
         let piece = steps.div_ceil(steps.div_ceil(STEPS).max(1)).max(1);
         let piece = piece.next_multiple_of(STEPS_STEP);
+        let span = match steps * L::GROUP > SPAN {
+            true => SPAN / L::GROUP / piece * piece,
+            false => steps,
+        };
         let sides = Sides::of(p);
-        let blocks = Self { p, sides, cpu, scratch, steps, piece, lanes: PhantomData };
+        let blocks = Self { p, sides, cpu, scratch, steps, piece, span, lanes: PhantomData };
         let rows = sides.rows();
         let block = blocks.rows_of_block();
         for first in (0..rows).step_by(block) {
             let rows = first..rows.min(first + block);
-            // SAFETY: passed on from the caller.
-            unsafe {
-                blocks.pack_left(&rows);
-                blocks.multiply(&rows);
+            for span in parts(0..steps, span) {
+                // SAFETY: passed on from the caller.
+                unsafe {
+                    blocks.pack_left(&rows, &span);
+                    blocks.multiply(&rows, &span);
+                }
             }
         }
     }
 
-    /// Rows whose left panels fit in the scratch, in blocks of equal size.
+    /// Rows whose left panels (and sums that wait) fit in the scratch, in blocks of equal size.
     fn rows_of_block(&self) -> usize {
-        let row = self.steps * L::GROUP * size_of::<L::Number>();
+        let waiting = if self.is_one_span() { 0 } else { waiting_bytes(self.p) };
+        let row = self.span * L::GROUP * size_of::<L::Number>() + waiting;
         let fit = scratch(self.p).shared.checked_div(row).unwrap_or(ROWS);
         let most = (fit / L::ROWS * L::ROWS).min(most_rows(self.p));
         let rows = self.sides.rows();
         rows.div_ceil(rows.div_ceil(most)).next_multiple_of(L::ROWS)
     }
 
-    /// Numbers from one left panel to the next.
-    fn left_pitch(&self) -> usize {
-        self.steps * L::ROWS * L::GROUP
+    fn is_one_span(&self) -> bool {
+        self.span >= self.steps
     }
 
-    /// Step `step` of left panel `panel`.
+    /// Numbers from one left panel to the next.
+    fn left_pitch(&self) -> usize {
+        self.span * L::ROWS * L::GROUP
+    }
+
+    /// Step `step` of its span in left panel `panel`.
     fn left(&self, panel: usize, step: usize) -> *mut L::Number {
         let start = self.scratch.shared().cast::<L::Number>();
         start.wrapping_add(panel * self.left_pitch() + step * L::ROWS * L::GROUP)
-    }
-
-    /// The steps of all pieces, one piece without steps where K is 0.
-    fn pieces(&self) -> impl Iterator<Item = Range<usize>> + use<L> {
-        let (steps, piece) = (self.steps, self.piece);
-        (0..steps.max(1)).step_by(piece).map(move |first| first..steps.min(first + piece))
     }
 
     /// The parts of the piece `steps`.
@@ -191,17 +213,18 @@ impl<'a, L: Lanes> Blocks<'a, L> {
         })
     }
 
-    unsafe fn pack_left(&self, rows: &Range<usize>) {
+    unsafe fn pack_left(&self, rows: &Range<usize>, span: &Range<usize>) {
         let lanes_of_task = LEFT_PANELS * L::ROWS;
-        let pieces = self.steps.div_ceil(self.piece);
+        let pieces = span.len().div_ceil(self.piece);
         let tasks = rows.len().div_ceil(lanes_of_task) * pieces;
         self.cpu.for_each(tasks, |task| {
-            let (group, piece) = (task / pieces, task % pieces * self.piece);
+            let (group, piece) = (task / pieces, span.start + task % pieces * self.piece);
             let first = rows.start + group * lanes_of_task;
             let lanes = first..rows.end.min(first + lanes_of_task);
-            for segment in self.segments(piece..self.steps.min(piece + self.piece)) {
+            for segment in self.segments(piece..span.end.min(piece + self.piece)) {
+                let step = piece - span.start + segment.first_step;
                 let panels = Panels {
-                    start: self.left(group * LEFT_PANELS, piece + segment.first_step),
+                    start: self.left(group * LEFT_PANELS, step),
                     width: L::ROWS,
                     pitch: self.left_pitch(),
                 };
@@ -214,22 +237,31 @@ impl<'a, L: Lanes> Blocks<'a, L> {
         });
     }
 
-    unsafe fn multiply(&self, rows: &Range<usize>) {
+    unsafe fn multiply(&self, rows: &Range<usize>, span: &Range<usize>) {
         let panels = rows.len().div_ceil(L::ROWS);
         let cut = self.cut(panels);
         let strips = self.sides.cols().div_ceil(cut.columns);
         let tasks = strips * panels.div_ceil(cut.panels);
         self.cpu.for_each(tasks, |task| {
             let (part, strip) = (task / strips, task % strips);
-            let column = strip * cut.columns;
+            let (panel, column) = (part * cut.panels, strip * cut.columns);
             let rectangle = Rectangle {
-                panels: part * cut.panels..panels.min((part + 1) * cut.panels),
+                panels: panel..panels.min(panel + cut.panels),
                 columns: column..self.sides.cols().min(column + cut.columns),
                 stride: cut.columns,
+                sums: match self.is_one_span() {
+                    true => self.thread(0).cast(),
+                    false => self.waiting(panels, (strip * panels + panel) * cut.columns),
+                },
             };
             // SAFETY: the left panels are packed, and the task owns its rectangle.
-            unsafe { self.rectangle(rows, &rectangle) }
+            unsafe { self.rectangle(rows, span, &rectangle) }
         });
+    }
+
+    /// The sums that wait for the next span behind `panels` left panels, from sum `first · ROWS` on.
+    fn waiting(&self, panels: usize, first: usize) -> *mut <L::Number as Element>::Real {
+        self.left(panels, 0).cast::<<L::Number as Element>::Real>().wrapping_add(first * L::ROWS)
     }
 
     /// The cut of `panels` left panels and all columns that is done first if all threads are equally
@@ -249,11 +281,16 @@ impl<'a, L: Lanes> Blocks<'a, L> {
         cuts.min_by_key(time).expect("one width and one part")
     }
 
-    /// Computes a rectangle of the block `rows`.
-    unsafe fn rectangle(&self, rows: &Range<usize>, rectangle: &Rectangle) {
+    /// Adds the products over a span of K to the sums of a rectangle of the block `rows`.
+    unsafe fn rectangle(
+        &self,
+        rows: &Range<usize>,
+        span: &Range<usize>,
+        rectangle: &Rectangle<<L::Number as Element>::Real>,
+    ) {
         let panels = rectangle.panels.clone();
         let whole = self.steps <= self.piece;
-        for piece in self.pieces() {
+        for piece in parts(span.clone(), self.piece) {
             // SAFETY: the caller vouches for the operand.
             let right = unsafe { self.pack_right(&piece, rectangle.columns.clone()) };
             for panel in panels.clone() {
@@ -266,13 +303,12 @@ impl<'a, L: Lanes> Blocks<'a, L> {
                 // Sums of a panel are not needed again where one piece is all.
                 let place = if whole { 0 } else { panel - panels.start };
                 let len = L::ROWS * rectangle.stride;
-                // SAFETY: the sums of a thread have room for the rows of a block.
-                let sums = unsafe {
-                    let start = self.thread(0).cast::<<L::Number as Element>::Real>();
-                    std::slice::from_raw_parts_mut(start.add(place * len), len)
-                };
+                // SAFETY: there is room for the sums of the rectangle, which the task owns.
+                let sums =
+                    unsafe { std::slice::from_raw_parts_mut(rectangle.sums.add(place * len), len) };
+                let left = self.left(panel, piece.start - span.start);
                 // SAFETY: left and right panels are packed over all steps.
-                unsafe { self.add_piece(&piece, panel, &right, &part, sums) };
+                unsafe { self.add_piece(&piece, left, &right, &part, sums) };
             }
         }
     }
@@ -282,7 +318,7 @@ impl<'a, L: Lanes> Blocks<'a, L> {
     unsafe fn add_piece(
         &self,
         piece: &Range<usize>,
-        panel: usize,
+        left: *const L::Number,
         right: &Panels<L::Number>,
         part: &Part,
         sums: &mut [<L::Number as Element>::Real],
@@ -294,7 +330,7 @@ impl<'a, L: Lanes> Blocks<'a, L> {
         for (j, column) in (0..part.columns.len()).step_by(right.width).enumerate() {
             let tile = Tile {
                 steps: piece.len(),
-                left: self.left(panel, piece.start),
+                left,
                 right: right.start.wrapping_add(j * right.pitch),
                 sums: sums[column..].as_mut_ptr(),
                 stride: part.stride,
@@ -344,6 +380,12 @@ impl<'a, L: Lanes> Blocks<'a, L> {
             pitch: buffer_bytes(self.p),
         }
     }
+}
+
+/// Parts of `steps` with `most` steps each but the last; one part without steps where there are none.
+fn parts(steps: Range<usize>, most: usize) -> impl Iterator<Item = Range<usize>> {
+    let (start, end) = (steps.start, steps.end);
+    (start..end.max(start + 1)).step_by(most.max(1)).map(move |first| first..end.min(first + most))
 }
 
 /// The type that a four-bit weight is rounded to: never f64, so that gradient checks see the weight

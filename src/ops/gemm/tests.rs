@@ -82,6 +82,23 @@ fn second_term_bias_residual_alpha_and_add() {
 }
 
 #[test]
+fn a_long_k_is_cut_into_spans() {
+    let devices = devices();
+    for form in FORMS {
+        for (dtype, k, k2, write) in [
+            (Dtype::Bf16, 16_384, 16, Write::Set),
+            (Dtype::Bf16, 33_001, 0, Write::Add),
+            (Dtype::F32, 17_000, 3, Write::Set),
+            (Dtype::F64, 16_390, 40_000, Write::Set),
+        ] {
+            let right = Right::Dense(dtype);
+            let case = Case { form, m: 15, n: 150, k, k2, left: dtype, right, out: dtype, ..PLAIN };
+            Case { epilogue: true, write, ..case }.check(&devices);
+        }
+    }
+}
+
+#[test]
 fn no_rows_and_no_columns_are_nothing_to_do() {
     for (_, device) in devices() {
         assert_eq!(Case { m: 0, n: 5, k: 7, ..PLAIN }.run(&device), Vec::<f64>::new());
@@ -93,8 +110,12 @@ fn no_rows_and_no_columns_are_nothing_to_do() {
 fn the_count_of_threads_changes_no_bit() {
     for simd in Simd::available() {
         for form in FORMS {
-            for right in [Right::Dense(Dtype::F32), Right::Nf4] {
-                let case = Case { form, m: 300, n: 70, k: 600, right, ..PLAIN };
+            for (right, m, k) in [
+                (Right::Dense(Dtype::F32), 300, 600),
+                (Right::Nf4, 300, 600),
+                (Right::Dense(Dtype::Bf16), 50, 17_000),
+            ] {
+                let case = Case { form, m, n: 70, k, right, ..PLAIN };
                 let results = [1, 2, 3, 8].map(|threads| {
                     let device = Device::cpu_with(threads, simd, Dtype::Bf16, u64::MAX);
                     Case { out: Dtype::F32, ..case }.run(&device)
@@ -133,14 +154,16 @@ fn the_other_rows_of_a_batch_change_no_bit() {
 
 #[test]
 fn a_plan_books_the_scratch_that_a_run_takes() {
-    let run = |device: &Device| -> Report {
-        Call::new(device, Case { m: 700, n: 70, k: 600, k2: 5, ..PLAIN }).run(device);
-        device.report()
-    };
-    let planned = run(&Device::plan(3, Dtype::Bf16, u64::MAX));
-    for simd in Simd::available() {
-        let taken = run(&Device::cpu_with(3, simd, Dtype::Bf16, u64::MAX));
-        assert_eq!(taken, planned, "{simd:?}");
+    for (m, k) in [(700, 600), (100, 20_000)] {
+        let run = |device: &Device| -> Report {
+            Call::new(device, Case { m, n: 70, k, k2: 5, ..PLAIN }).run(device);
+            device.report()
+        };
+        let planned = run(&Device::plan(3, Dtype::Bf16, u64::MAX));
+        for simd in Simd::available() {
+            let taken = run(&Device::cpu_with(3, simd, Dtype::Bf16, u64::MAX));
+            assert_eq!(taken, planned, "{simd:?}");
+        }
     }
 }
 
