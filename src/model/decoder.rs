@@ -94,7 +94,12 @@ impl Decoder {
 
     /// The losses of the targets of the batch that [`forward`](Self::forward) ran. With
     /// `Some(scale)`, also `scale` times their sum's gradient at the last block's output.
-    pub fn losses(&self, device: &Device, w: &mut Workspace, scale: Option<f32>) -> Vec<f32> {
+    pub fn losses<'w>(
+        &self,
+        device: &Device,
+        w: &'w mut Workspace,
+        scale: Option<f32>,
+    ) -> &'w [f32] {
         let (n, targets, hidden) = (w.tokens.count, w.tokens.targets, self.config.hidden);
         let out = w.around(self.layers.len()).0;
         let room = &mut w.head;
@@ -120,9 +125,10 @@ impl Decoder {
             let dh = training.dh.view(targets, hidden);
             rows::scatter(device, dh, &w.tokens.rows, training.dx.view_mut(n, hidden));
         }
-        let mut losses = vec![0.0; targets];
-        device.download(&w.head.losses, &mut losses);
-        losses
+        let HeadRoom { losses, told, .. } = &mut w.head;
+        told.resize(targets, 0.0);
+        device.download(losses, told);
+        told
     }
 
     fn head_chunk(
@@ -259,7 +265,7 @@ mod tests {
             targets: &targets,
         };
         decoder.forward(&device, &mut params, &mut w, &batch, None);
-        let losses = decoder.losses(&device, &mut w, Some(1.0 / 25.0));
+        let losses = decoder.losses(&device, &mut w, Some(1.0 / 25.0)).to_vec();
         let dx = &w.training.as_ref().unwrap().dx;
         let mut bits = vec![0; dx.bytes().len()];
         device.download(dx.bytes(), &mut bits);

@@ -58,7 +58,13 @@ pub struct Tokens {
     pub rows: Buf<u32>,
     /// Their targets.
     pub target_ids: Buf<u32>,
-    staging: Vec<f32>,
+    staging: Staging,
+}
+
+/// What is put together here before it is uploaded.
+struct Staging {
+    segments: Vec<Segment>,
+    rope: Vec<f32>,
 }
 
 /// Cosines and sines of a pass.
@@ -78,6 +84,7 @@ impl Tokens {
     /// # Errors
     /// [`Error::OutOfMemory`].
     pub fn new(device: &Device, config: &Config, limits: Limits) -> Result<Self, Error> {
+        let widest = config.ropes.iter().map(Rope::width).max().unwrap_or(0);
         let table = |rope: &Rope| {
             let values = device.alloc(LABEL, limits.tokens * rope.width())?;
             Ok(RopeTable { values, width: rope.width() })
@@ -92,7 +99,10 @@ impl Tokens {
             ropes: config.ropes.iter().map(table).collect::<Result<_, Error>>()?,
             rows: device.alloc(LABEL, limits.targets)?,
             target_ids: device.alloc(LABEL, limits.targets)?,
-            staging: Vec::new(),
+            staging: Staging {
+                segments: Vec::with_capacity(limits.sequences),
+                rope: Vec::with_capacity(limits.tokens * widest),
+            },
         })
     }
 
@@ -108,13 +118,14 @@ impl Tokens {
         device.upload(batch.tokens, &mut self.ids);
         device.upload(batch.rows, &mut self.rows);
         device.upload(batch.targets, &mut self.target_ids);
-        let segments: Vec<Segment> =
-            batch.sequences.iter().map(|s| segment(s, batch.past)).collect();
-        device.upload(&segments, &mut self.segments);
+        let Staging { segments, rope: angles } = &mut self.staging;
+        segments.clear();
+        segments.extend(batch.sequences.iter().map(|sequence| segment(sequence, batch.past)));
+        device.upload(segments, &mut self.segments);
         for (rope, table) in config.ropes.iter().zip(&mut self.ropes) {
-            self.staging.resize(self.count * table.width, 0.0);
-            fill(rope, batch, &mut self.staging);
-            device.upload(&self.staging, &mut table.values);
+            angles.resize(self.count * table.width, 0.0);
+            fill(rope, batch, angles);
+            device.upload(angles, &mut table.values);
         }
     }
 }

@@ -74,6 +74,8 @@ pub(super) struct HeadRoom {
     pub chunk: usize,
     /// One loss for each target.
     pub losses: Buf<f32>,
+    /// The same, brought back.
+    pub told: Vec<f32>,
 }
 
 /// Memory of the backward pass.
@@ -151,6 +153,7 @@ impl HeadRoom {
             logits: device.alloc_dense("logits", chunk * c.vocab, dtype)?,
             chunk,
             losses: device.alloc("head", targets)?,
+            told: Vec::with_capacity(targets),
         })
     }
 }

@@ -23,6 +23,13 @@ pub struct Session {
     /// The trainable numbers.
     pub params: Params,
     workspace: Workspace,
+    targets: Targets,
+}
+
+/// Where the targets of a micro-batch are and what they are, in room that is taken once.
+struct Targets {
+    rows: Vec<u32>,
+    ids: Vec<u32>,
 }
 
 /// What an optimizer step has done.
@@ -52,7 +59,9 @@ impl Session {
     ) -> Result<Self, Error> {
         let params = Params::new(&device, index)?;
         let workspace = Workspace::new(&device, &decoder, limits, purpose)?;
-        Ok(Self { device, decoder, params, workspace })
+        let room = || Vec::with_capacity(limits.targets);
+        let targets = Targets { rows: room(), ids: room() };
+        Ok(Self { device, decoder, params, workspace, targets })
     }
 
     /// A fresh optimizer for the trainables.
@@ -89,30 +98,31 @@ impl Session {
     }
 
     fn micro_batch(&mut self, micro: &MicroBatch, scale: f32, draw: Draw) -> f64 {
-        let Self { device, decoder, params, workspace } = self;
-        forward(device, decoder, params, workspace, micro, Some(draw));
+        self.forward(micro, Some(draw));
         if micro.targets.is_empty() {
             return 0.0;
         }
+        let Self { device, decoder, params, workspace, .. } = self;
         let losses = decoder.losses(device, workspace, Some(scale));
+        let sum = losses.iter().map(|loss| f64::from(*loss)).sum();
         decoder.backward(device, params, workspace, Some(draw));
-        losses.into_iter().map(f64::from).sum()
+        sum
     }
 
     /// The loss of every target of `micro`, in their order; gradients are left alone.
     pub fn evaluate(&mut self, micro: &MicroBatch) -> Vec<f32> {
-        let Self { device, decoder, params, workspace } = self;
+        let device = self.device.clone();
         device.enter(|| {
-            params.refresh(device);
-            forward(device, decoder, params, workspace, micro, None);
-            decoder.losses(device, workspace, None)
+            self.params.refresh(&device);
+            self.forward(micro, None);
+            self.decoder.losses(&device, &mut self.workspace, None).to_vec()
         })
     }
 
     /// Runs `tokens` behind the `past` tokens seen so far through a session made for generation,
     /// and gives the logits `[V]` of the last of them.
     pub fn extend(&mut self, tokens: &[u32], past: usize) -> Vec<f32> {
-        let Self { device, decoder, params, workspace } = self;
+        let Self { device, decoder, params, workspace, .. } = self;
         let sequences = [0..tokens.len() as u32];
         let batch = Batch { tokens, sequences: &sequences, past, rows: &[], targets: &[] };
         device.enter(|| {
@@ -126,32 +136,22 @@ impl Session {
 
     /// Logits `[V]` of token `row` of `micro`.
     pub fn logits(&mut self, micro: &MicroBatch, row: usize) -> Vec<f32> {
-        let Self { device, decoder, params, workspace } = self;
-        params.refresh(device);
-        forward(device, decoder, params, workspace, micro, None);
-        decoder.logits(device, workspace, row)
+        self.params.refresh(&self.device);
+        self.forward(micro, None);
+        self.decoder.logits(&self.device, &mut self.workspace, row)
+    }
+
+    fn forward(&mut self, micro: &MicroBatch, draw: Option<Draw>) {
+        let Self { device, decoder, params, workspace, targets: Targets { rows, ids } } = self;
+        rows.clear();
+        ids.clear();
+        rows.extend(micro.targets.iter().map(|target| target.row));
+        ids.extend(micro.targets.iter().map(|target| target.id));
+        let (tokens, sequences) = (&micro.tokens, &micro.segments);
+        let batch = Batch { tokens, sequences, past: 0, rows, targets: ids };
+        decoder.forward(device, params, workspace, &batch, draw);
     }
 }
 
 /// Streams of one micro-batch: more than a model has low-rank updates.
 const STREAM_BITS: u32 = 20;
-
-fn forward(
-    device: &Device,
-    decoder: &Decoder,
-    params: &mut Params,
-    workspace: &mut Workspace,
-    micro: &MicroBatch,
-    draw: Option<Draw>,
-) {
-    let (rows, targets): (Vec<u32>, Vec<u32>) =
-        micro.targets.iter().map(|target| (target.row, target.id)).unzip();
-    let batch = Batch {
-        tokens: &micro.tokens,
-        sequences: &micro.segments,
-        past: 0,
-        rows: &rows,
-        targets: &targets,
-    };
-    decoder.forward(device, params, workspace, &batch, draw);
-}
