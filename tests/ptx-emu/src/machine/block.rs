@@ -1,0 +1,99 @@
+//! A block: its warps, one at a time, from barrier to barrier.
+
+use super::check::Kind;
+use super::launch::Order;
+use super::registers::Registers;
+use super::room::{Fault, Room};
+use super::warp::{State, Warp};
+use crate::ptx::Operation;
+
+/// Most instructions of a warp before another one gets its turn, if the order is random.
+const SLICE: u64 = 64;
+
+/// Runs all warps of the block of `room` to their end.
+pub(super) fn run(room: &mut Room, order: &mut Turns) -> Result<(), Fault> {
+    let threads: u32 = room.place.threads.iter().product();
+    let warp = |warp: u32| {
+        let lanes = (threads - warp * 32).min(32);
+        let registers = Registers::new(room.kernel, room.place, warp);
+        Warp::new(warp * 32, u32::MAX >> (32 - lanes), registers)
+    };
+    let mut warps: Vec<Warp> = (0..threads.div_ceil(32)).map(warp).collect();
+    loop {
+        let running: Vec<usize> =
+            (0..warps.len()).filter(|w| warps[*w].state == State::Running).collect();
+        match order.choose(&running) {
+            Some(next) => warps[next].run(room, order.slice())?,
+            None if warps.iter().all(|warp| warp.state == State::Ended) => return Ok(()),
+            None => pass_barrier(room, &mut warps),
+        }
+    }
+}
+
+/// All warps that have not ended have arrived.
+fn pass_barrier(room: &mut Room, warps: &mut [Warp]) {
+    let waiting = warps.iter().filter(|warp| warp.state == State::Waiting).count();
+    if waiting < warps.len() {
+        let instructions = &room.kernel.instructions;
+        let at = instructions.iter().position(|i| matches!(i.operation, Operation::Barrier));
+        let message = format!("{waiting} of {} warps wait, the others have ended", warps.len());
+        room.find(at.unwrap_or(0), Kind::ExitedBarrier, || message);
+    }
+    for warp in warps.iter_mut().filter(|warp| warp.state == State::Waiting) {
+        warp.state = State::Running;
+    }
+    room.epoch += 1;
+}
+
+/// Whose turn it is.
+pub(super) struct Turns {
+    order: Order,
+    random: u64,
+}
+
+impl Turns {
+    pub(super) fn new(order: Order) -> Self {
+        let random = if let Order::Random(seed) = order { seed } else { 0 };
+        Self { order, random }
+    }
+
+    fn choose(&mut self, running: &[usize]) -> Option<usize> {
+        match self.order {
+            Order::Forward => running.first().copied(),
+            Order::Reverse => running.last().copied(),
+            Order::Random(_) if running.is_empty() => None,
+            Order::Random(_) => Some(running[(self.draw() % running.len() as u64) as usize]),
+        }
+    }
+
+    fn slice(&mut self) -> u64 {
+        match self.order {
+            Order::Random(_) => 1 + self.draw() % SLICE,
+            _ => u64::MAX,
+        }
+    }
+
+    /// The blocks of a grid in the order in which they run.
+    pub(super) fn blocks(&mut self, count: u32) -> Vec<u32> {
+        let mut blocks: Vec<u32> = (0..count).collect();
+        match self.order {
+            Order::Forward => (),
+            Order::Reverse => blocks.reverse(),
+            Order::Random(_) => {
+                for i in (1..blocks.len()).rev() {
+                    blocks.swap(i, (self.draw() % (i as u64 + 1)) as usize);
+                }
+            }
+        }
+        blocks
+    }
+
+    /// SplitMix64.
+    fn draw(&mut self) -> u64 {
+        self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.random;
+        z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ z >> 31
+    }
+}

@@ -1,0 +1,108 @@
+//! `cp.async`: copies from global to shared memory that nobody may count on before waiting for them.
+//!
+//! The destination is poisoned at once and written at the wait, the latest moment that is allowed: a
+//! kernel that waits too little reads poison.
+
+use super::room::{Fault, Room, Who};
+use super::warp::Warp;
+use crate::ptx::{Address, Operand};
+
+/// A copy that was started.
+struct Copy {
+    who: Who,
+    lane: usize,
+    to: usize,
+    from: u64,
+    bytes: usize,
+    /// Bytes that are read; the others become 0.
+    read: usize,
+    /// Number of its group among those of its lane.
+    group: u32,
+}
+
+/// Copies of a warp that nobody has waited for.
+#[derive(Default)]
+pub(super) struct Copies {
+    in_flight: Vec<Copy>,
+    /// Groups that each lane has committed.
+    committed: [u32; 32],
+}
+
+impl Copies {
+    pub(super) fn commit(&mut self, lanes: u32) {
+        for (lane, committed) in self.committed.iter_mut().enumerate() {
+            *committed += lanes >> lane & 1;
+        }
+    }
+
+    /// The instruction of the first copy in flight.
+    pub(super) fn first_in_flight(&self) -> Option<usize> {
+        self.in_flight.first().map(|copy| copy.who.pc)
+    }
+}
+
+impl Warp {
+    pub(super) fn start_copies(
+        &mut self,
+        room: &mut Room,
+        pc: usize,
+        lanes: u32,
+        (to, from): (Address, Address),
+        bytes: usize,
+        read: Option<Operand>,
+    ) -> Result<(), Fault> {
+        let (to, from) = (self.addresses(to), self.addresses(from));
+        let read = read.map_or([bytes as u32; 32], |read| self.registers.words(read));
+        room.counters.global(lanes, &from, bytes);
+        room.counters.shared(lanes, &to, bytes);
+        for lane in (0..32).filter(|lane| lanes >> lane & 1 == 1) {
+            let (who, read) = (self.who(pc, lane), (read[lane] as usize).min(bytes));
+            let range = room.shared_range(who, to[lane], bytes)?;
+            // A copy that reads nothing may point anywhere.
+            if read > 0 {
+                let source =
+                    room.global_range(who, from[lane], bytes.min(read.next_power_of_two()))?;
+                room.check_global_read(who, source);
+            }
+            room.check_shared(who, range.clone(), true);
+            room.shared[range.clone()].fill(0xff);
+            if let Some(shadow) = &mut room.shadow {
+                shadow.set_in_flight(range.start, bytes, true);
+            }
+            let group = self.copies.committed[lane];
+            let copy = Copy { who, lane, to: range.start, from: from[lane], bytes, read, group };
+            self.copies.in_flight.push(copy);
+        }
+        Ok(())
+    }
+
+    /// The copies of `lanes` arrive that are in none of the last `groups` groups.
+    pub(super) fn finish_copies(
+        &mut self,
+        room: &mut Room,
+        lanes: u32,
+        groups: usize,
+    ) -> Result<(), Fault> {
+        let committed = self.copies.committed;
+        let done = |copy: &mut Copy| {
+            lanes >> copy.lane & 1 == 1
+                && copy.group as usize + groups < committed[copy.lane] as usize
+        };
+        let arrived: Vec<Copy> = self.copies.in_flight.extract_if(.., done).collect();
+        for Copy { who, to, from, bytes, read, .. } in arrived {
+            if let Some(shadow) = &mut room.shadow {
+                shadow.set_in_flight(to, bytes, false);
+            }
+            let mut arriving = [0; 16];
+            if read > 0 {
+                let range = room.global_range(who, from, read)?;
+                arriving[..read].copy_from_slice(room.memory.bytes(range));
+            }
+            // The thread that waits is the one that writes.
+            let who = Who { warp_epoch: self.epoch, ..who };
+            room.check_shared(who, to..to + bytes, true);
+            room.shared[to..to + bytes].copy_from_slice(&arriving[..bytes]);
+        }
+        Ok(())
+    }
+}

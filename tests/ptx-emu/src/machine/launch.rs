@@ -1,0 +1,117 @@
+//! A grid of blocks.
+
+use super::block::{Turns, run};
+use super::check::{Finding, Kind};
+use super::counters::Counters;
+use super::memory::DeviceMemory;
+use super::room::{Findings, Place, Room};
+use super::shadow::Shadow;
+use crate::ptx::{Kernel, Module};
+
+/// In which order blocks run, and the warps of a block between barriers. A kernel that is right gives
+/// the same in every one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Order {
+    /// The first one first.
+    Forward,
+    /// The last one first.
+    Reverse,
+    /// By chance, a few instructions at a time.
+    Random(u64),
+}
+
+/// A kernel and what it is started with.
+#[derive(Clone, Copy)]
+pub struct Launch<'a> {
+    /// Where the kernel is.
+    pub module: &'a Module,
+    /// The kernel.
+    pub kernel: &'a Kernel,
+    /// Blocks of the grid.
+    pub blocks: [u32; 3],
+    /// Threads of a block.
+    pub threads: [u32; 3],
+    /// Dynamic shared memory of a block.
+    pub shared_bytes: usize,
+    /// The arguments, laid out as the kernel declares them.
+    pub params: &'a [u8],
+    /// Of blocks and warps.
+    pub order: Order,
+    /// Whether races, fresh memory and copies in flight are looked for.
+    pub checked: bool,
+}
+
+/// What a launch did.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// Mistakes: the first of each kind at each instruction.
+    pub findings: Vec<Finding>,
+    /// Counts.
+    pub counters: Counters,
+}
+
+/// Most threads of a block.
+const MOST_THREADS: u32 = 1024;
+
+impl Launch<'_> {
+    /// Runs the grid on `memory`. A mistake that a device would not survive ends the launch.
+    pub fn run(&self, memory: &mut DeviceMemory) -> Report {
+        if let Some(message) = self.refusal() {
+            let place = self.kernel.name.clone();
+            let finding = Finding { kind: Kind::Launch, place, block: [0; 3], message };
+            return Report { findings: vec![finding], ..Report::default() };
+        }
+        if self.checked {
+            memory.writers.fill(0);
+        }
+        let mut turns = Turns::new(self.order);
+        let (mut findings, mut counters) = (Findings::new(), Counters::default());
+        for number in turns.blocks(self.blocks.iter().product()) {
+            let mut room = self.room(number, memory, &mut findings, &mut counters);
+            if run(&mut room, &mut turns).is_err() {
+                break;
+            }
+        }
+        Report { findings: findings.into_values().collect(), counters }
+    }
+
+    /// Why no device takes the launch.
+    fn refusal(&self) -> Option<String> {
+        let threads: u32 = self.threads.iter().product();
+        let declared = self.kernel.param_bytes;
+        let most = self.kernel.most_threads.unwrap_or(MOST_THREADS).min(MOST_THREADS);
+        if threads == 0 || threads > most {
+            return Some(format!("{threads} threads in a block of at most {most}"));
+        }
+        if self.blocks.contains(&0) || self.blocks[1].max(self.blocks[2]) > 65_535 {
+            return Some(format!("{:?} blocks", self.blocks));
+        }
+        let given = self.params.len();
+        (given != declared).then(|| format!("{given} bytes of arguments for {declared}"))
+    }
+
+    fn room<'a>(
+        &'a self,
+        number: u32,
+        memory: &'a mut DeviceMemory,
+        findings: &'a mut Findings,
+        counters: &'a mut Counters,
+    ) -> Room<'a> {
+        let [x, y, _] = self.blocks;
+        let block = [number % x, number / x % y, number / (x * y)];
+        let shared_bytes = self.kernel.shared_bytes.next_multiple_of(16) + self.shared_bytes;
+        Room {
+            module: self.module,
+            kernel: self.kernel,
+            params: self.params,
+            memory,
+            findings,
+            counters,
+            place: Place { block, threads: self.threads, blocks: self.blocks },
+            number,
+            shared: vec![0xff; shared_bytes],
+            shadow: self.checked.then(|| Shadow::new(shared_bytes)),
+            epoch: 0,
+        }
+    }
+}

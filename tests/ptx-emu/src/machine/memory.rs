@@ -1,0 +1,135 @@
+//! Memory of the device.
+
+use std::ops::Range;
+
+/// Where the memory begins: an address that no host pointer has.
+const BASE: u64 = 0x0300_0000_0000;
+
+/// Allocations begin at multiples of this, with as many bytes between them that belong to nobody.
+const ZONE: usize = 256;
+
+/// What is known of a byte.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum State {
+    /// In no allocation.
+    Nobodys,
+    /// Allocated, and never written.
+    Fresh,
+    Written,
+}
+
+/// Memory of a device, with a state of every byte.
+///
+/// Fresh memory holds 0xff everywhere: not a number in any floating-point type.
+pub struct DeviceMemory {
+    bytes: Vec<u8>,
+    states: Vec<State>,
+    /// One more than the block that wrote a byte in the running launch; 0 for none.
+    pub(super) writers: Vec<u32>,
+    limit: usize,
+    used: usize,
+}
+
+impl DeviceMemory {
+    /// A device of `limit` bytes.
+    pub fn new(limit: usize) -> Self {
+        let (bytes, states, writers) = (Vec::new(), Vec::new(), Vec::new());
+        Self { bytes, states, writers, limit, used: 0 }
+    }
+
+    /// Takes `len` bytes, if the device has them left.
+    pub fn alloc(&mut self, len: usize) -> Option<u64> {
+        if self.used + len > self.limit {
+            return None;
+        }
+        self.used += len;
+        let start = self.bytes.len().next_multiple_of(ZONE) + ZONE;
+        let end = (start + len).next_multiple_of(ZONE) + ZONE;
+        self.bytes.resize(end, 0xff);
+        self.states.resize(end, State::Nobodys);
+        self.writers.resize(end, 0);
+        self.states[start..start + len].fill(State::Fresh);
+        Some(BASE + start as u64)
+    }
+
+    /// Gives `len` bytes at `address` back. They are not handed out again, so that whoever still
+    /// uses them is found.
+    ///
+    /// # Panics
+    /// If they are not allocated.
+    pub fn free(&mut self, address: u64, len: usize) {
+        let range = self.allocated(address, len).expect("an allocation");
+        self.bytes[range.clone()].fill(0xff);
+        self.states[range].fill(State::Nobodys);
+        self.used -= len;
+    }
+
+    /// Copies `from` to `address`.
+    ///
+    /// # Panics
+    /// If there are not as many bytes allocated.
+    pub fn write(&mut self, address: u64, from: &[u8]) {
+        let range = self.allocated(address, from.len()).expect("an allocation of that length");
+        self.bytes[range.clone()].copy_from_slice(from);
+        self.states[range].fill(State::Written);
+    }
+
+    /// The `len` bytes at `address`.
+    ///
+    /// # Panics
+    /// If there are not as many bytes allocated.
+    pub fn read(&self, address: u64, len: usize) -> &[u8] {
+        let range = self.allocated(address, len).expect("an allocation of that length");
+        &self.bytes[range]
+    }
+
+    /// How many of the `len` bytes at `address` were never written.
+    ///
+    /// # Panics
+    /// If there are not as many bytes allocated.
+    pub fn fresh(&self, address: u64, len: usize) -> usize {
+        let range = self.allocated(address, len).expect("an allocation of that length");
+        self.states[range].iter().filter(|state| **state == State::Fresh).count()
+    }
+
+    /// Where `len` bytes at `address` are, if all of them belong to somebody.
+    pub(super) fn allocated(&self, address: u64, len: usize) -> Option<Range<usize>> {
+        let start = usize::try_from(address.checked_sub(BASE)?).ok()?;
+        let range = start..start.checked_add(len)?;
+        let states = self.states.get(range.clone())?;
+        states.iter().all(|state| *state != State::Nobodys).then_some(range)
+    }
+
+    pub(super) fn states(&self, range: Range<usize>) -> &[State] {
+        &self.states[range]
+    }
+
+    pub(super) fn bytes(&self, range: Range<usize>) -> &[u8] {
+        &self.bytes[range]
+    }
+
+    pub(super) fn put(&mut self, range: Range<usize>, from: &[u8]) {
+        self.bytes[range.clone()].copy_from_slice(from);
+        self.states[range].fill(State::Written);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn allocations_have_bounds_and_remember_what_was_written() {
+        let mut memory = DeviceMemory::new(100);
+        let (a, b) = (memory.alloc(60).unwrap(), memory.alloc(40).unwrap());
+        assert_eq!(memory.alloc(1), None);
+        assert_eq!((a % 256, memory.read(b, 2)), (0, &[0xff, 0xff][..]));
+        memory.write(a + 8, &[1, 2, 3]);
+        assert_eq!((memory.read(a + 9, 1), memory.fresh(a, 60)), (&[2][..], 57));
+        assert_eq!(memory.allocated(a + 59, 2), None);
+        assert_eq!(memory.allocated(0x1000, 1), None);
+        memory.free(a, 60);
+        assert_eq!(memory.allocated(a, 1), None);
+        assert!(memory.alloc(60).is_some_and(|c| c != a));
+    }
+}

@@ -1,0 +1,225 @@
+//! What the warps of a block can reach: memory, and the book of what they do wrong.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use super::check::{Finding, Kind};
+use super::counters::Counters;
+use super::memory::{DeviceMemory, State};
+use super::shadow::{Access, Shadow, Wrong};
+use crate::ptx::{Kernel, Module, Space};
+
+/// Where a block is in its grid, and the shape of both.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Place {
+    pub block: [u32; 3],
+    pub threads: [u32; 3],
+    pub blocks: [u32; 3],
+}
+
+/// The end of a launch: on a GPU the device would be lost.
+#[derive(Debug)]
+pub(super) struct Fault;
+
+/// Who does something, and with which instruction.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Who {
+    pub pc: usize,
+    pub thread: u32,
+    pub warp_epoch: u32,
+}
+
+/// Findings by instruction and kind: the first of each.
+pub(super) type Findings = BTreeMap<(usize, Kind), Finding>;
+
+/// What the warps of one block share.
+pub(super) struct Room<'a> {
+    pub module: &'a Module,
+    pub kernel: &'a Kernel,
+    pub params: &'a [u8],
+    pub memory: &'a mut DeviceMemory,
+    pub findings: &'a mut Findings,
+    pub counters: &'a mut Counters,
+    pub place: Place,
+    /// Number of the block in its grid.
+    pub number: u32,
+    pub shared: Vec<u8>,
+    /// If the launch is checked.
+    pub shadow: Option<Shadow>,
+    /// Barriers that all warps have passed.
+    pub epoch: u32,
+}
+
+/// Bytes of one access: 16 at most.
+pub(super) type Bytes = [u8; 16];
+
+impl Room<'_> {
+    pub(super) fn find(&mut self, pc: usize, kind: Kind, message: impl FnOnce() -> String) {
+        let Self { module, kernel, place, .. } = self;
+        self.findings.entry((pc, kind)).or_insert_with(|| Finding {
+            kind,
+            place: module.place(&kernel.instructions[pc]),
+            block: place.block,
+            message: message(),
+        });
+    }
+
+    /// Notes a mistake that nothing can follow.
+    pub(super) fn fault(&mut self, pc: usize, kind: Kind, message: String) -> Fault {
+        self.find(pc, kind, || message);
+        Fault
+    }
+
+    /// Reads `len` bytes at an address of `space`.
+    pub(super) fn read(
+        &mut self,
+        who: Who,
+        space: Space,
+        address: u64,
+        len: usize,
+    ) -> Result<Bytes, Fault> {
+        let mut bytes = [0; 16];
+        let from = match space {
+            Space::Shared => {
+                let range = self.shared_range(who, address, len)?;
+                self.check_shared(who, range.clone(), false);
+                &self.shared[range]
+            }
+            Space::Const => {
+                let range = self.range_within(who, self.module.constants.len(), address, len)?;
+                &self.module.constants[range]
+            }
+            Space::Param => {
+                let range = self.range_within(who, self.params.len(), address, len)?;
+                &self.params[range]
+            }
+            Space::Global | Space::Generic => {
+                let range = self.global_range(who, address, len)?;
+                self.check_global_read(who, range.clone());
+                self.memory.bytes(range)
+            }
+        };
+        bytes[..len].copy_from_slice(from);
+        Ok(bytes)
+    }
+
+    /// Writes to an address of `space`.
+    pub(super) fn write(
+        &mut self,
+        who: Who,
+        space: Space,
+        address: u64,
+        from: &[u8],
+    ) -> Result<(), Fault> {
+        if space == Space::Shared {
+            let range = self.shared_range(who, address, from.len())?;
+            self.check_shared(who, range.clone(), true);
+            self.shared[range].copy_from_slice(from);
+            return Ok(());
+        }
+        let range = self.global_range(who, address, from.len())?;
+        self.check_global_write(who, range.clone());
+        self.memory.put(range, from);
+        Ok(())
+    }
+
+    /// Where an access to shared memory is, if it may be.
+    pub(super) fn shared_range(
+        &mut self,
+        who: Who,
+        address: u64,
+        len: usize,
+    ) -> Result<Range<usize>, Fault> {
+        self.range_within(who, self.shared.len(), address, len)
+    }
+
+    /// Where an access to a memory of `size` bytes is that begins at address 0.
+    fn range_within(
+        &mut self,
+        who: Who,
+        size: usize,
+        address: u64,
+        len: usize,
+    ) -> Result<Range<usize>, Fault> {
+        self.check_alignment(who, address, len)?;
+        let start = usize::try_from(address).ok();
+        let range = start.and_then(|start| Some(start..start.checked_add(len)?));
+        range.filter(|range| range.end <= size).ok_or_else(|| {
+            let message =
+                format!("thread {}: {len} bytes at {address:#x} of {size:#x}", who.thread);
+            self.fault(who.pc, Kind::Bounds, message)
+        })
+    }
+
+    /// Where an access to global memory is, if it may be.
+    pub(super) fn global_range(
+        &mut self,
+        who: Who,
+        address: u64,
+        len: usize,
+    ) -> Result<Range<usize>, Fault> {
+        self.check_alignment(who, address, len)?;
+        self.memory.allocated(address, len).ok_or_else(|| {
+            let message = format!("thread {}: {len} bytes at {address:#x}", who.thread);
+            self.fault(who.pc, Kind::GlobalBounds, message)
+        })
+    }
+
+    fn check_alignment(&mut self, who: Who, address: u64, len: usize) -> Result<(), Fault> {
+        if address.is_multiple_of(len.next_power_of_two().min(16) as u64) {
+            return Ok(());
+        }
+        let message = format!("thread {}: {len} bytes at {address:#x}", who.thread);
+        Err(self.fault(who.pc, Kind::Alignment, message))
+    }
+
+    /// What is wrong with an access to shared memory beside its place.
+    pub(super) fn check_shared(&mut self, who: Who, range: Range<usize>, writes: bool) {
+        let block_epoch = self.epoch;
+        let Some(shadow) = &mut self.shadow else { return };
+        let access = Access { thread: who.thread, block_epoch, warp_epoch: who.warp_epoch };
+        let (start, len) = (range.start, range.len());
+        let wrong = match writes {
+            true => shadow.write(start, len, access),
+            false => shadow.read(start, len, access),
+        };
+        let Some(wrong) = wrong else { return };
+        let kind = match wrong {
+            Wrong::Fresh => Kind::SharedFresh,
+            Wrong::Race => Kind::SharedRace,
+            Wrong::InFlight => Kind::CopyRace,
+        };
+        let verb = if writes { "writes" } else { "reads" };
+        self.find(who.pc, kind, || {
+            format!("thread {} {verb} {len} bytes at {start:#x}", who.thread)
+        });
+    }
+
+    pub(super) fn check_global_read(&mut self, who: Who, range: Range<usize>) {
+        if self.shadow.is_none() {
+            return;
+        }
+        if self.memory.states(range.clone()).contains(&State::Fresh) {
+            self.find(who.pc, Kind::GlobalFresh, || format!("thread {}", who.thread));
+        }
+        self.check_writers(who, range);
+    }
+
+    fn check_global_write(&mut self, who: Who, range: Range<usize>) {
+        if self.shadow.is_none() {
+            return;
+        }
+        self.check_writers(who, range.clone());
+        self.memory.writers[range].fill(self.number + 1);
+    }
+
+    fn check_writers(&mut self, who: Who, range: Range<usize>) {
+        let own = self.number + 1;
+        let other =
+            self.memory.writers[range].iter().find(|writer| **writer != 0 && **writer != own);
+        if let Some(other) = other.map(|other| other - 1) {
+            let message = move || format!("thread {}; block {other} wrote it", who.thread);
+            self.find(who.pc, Kind::GlobalRace, message);
+        }
+    }
+}

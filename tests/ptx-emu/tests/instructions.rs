@@ -1,0 +1,208 @@
+//! One instruction at a time, over numbers on both sides of every edge, against what the PTX manual
+//! says of it.
+
+use ptx_emu::ptx::Module;
+use ptx_emu::{DeviceMemory, Launch, Order};
+
+/// Four words of input in `%r1` to `%r4`, as f32 in `%f1` to `%f4`, in pairs in `%rd2` and `%rd3`. The
+/// result is `%rd4`, which starts as 0.
+const FRAME: &str = "
+.visible .entry k(.param .u64 p)
+{
+.reg .pred %p<4>;
+.reg .b16 %h<4>;
+.reg .b32 %r<8>;
+.reg .f32 %f<8>;
+.reg .b64 %rd<8>;
+ld.param.u64 %rd0, [p];
+mov.u32 %r0, %tid.x;
+mul.wide.u32 %rd1, %r0, 16;
+add.s64 %rd1, %rd0, %rd1;
+ld.global.v4.u32 {%r1, %r2, %r3, %r4}, [%rd1];
+mov.b32 %f1, %r1;
+mov.b32 %f2, %r2;
+mov.b32 %f3, %r3;
+mov.b64 %rd2, {%r1, %r2};
+mov.b64 %rd3, {%r3, %r4};
+mov.b64 %rd4, 0;
+BODY
+st.global.u64 [%rd1], %rd4;
+ret;
+}
+";
+
+const WORD: &str = "cvt.u64.u32 %rd4, %r5;";
+const FLOAT: &str = "mov.b32 %r5, %f5; cvt.u64.u32 %rd4, %r5;";
+const PREDICATE: &str = "selp.b64 %rd4, 1, 0, %p1;";
+
+/// Words at the edges of integers and of f32.
+const EDGES: [u32; 16] = [
+    0,
+    1,
+    2,
+    31,
+    32,
+    33,
+    0x7fff_ffff,
+    0x8000_0000,
+    0xffff_ffff,
+    0x3f80_0000,
+    0xbf00_0000,
+    0x4048_f5c3,
+    0x7f80_0000,
+    0xff80_0000,
+    0x7fc0_0000,
+    0x1234_5678,
+];
+
+/// Runs `body` on every pair of edges, the other words derived from them.
+fn check(body: &str, expected: impl Fn([u32; 4]) -> u64) {
+    let module = Module::parse(&FRAME.replace("BODY", body)).unwrap_or_else(|e| panic!("{e}"));
+    let pairs = EDGES.into_iter().flat_map(|a| EDGES.map(|b| (a, b)));
+    let inputs: Vec<[u32; 4]> = pairs.map(|(a, b)| [a, b, b ^ 0x5555, a.rotate_left(7)]).collect();
+    let mut memory = DeviceMemory::new(1 << 16);
+    let bytes: Vec<u8> = inputs.iter().flatten().flat_map(|word| word.to_le_bytes()).collect();
+    let address = memory.alloc(bytes.len()).unwrap();
+    memory.write(address, &bytes);
+    let launch = Launch {
+        module: &module,
+        kernel: &module.kernels[0],
+        blocks: [1; 3],
+        threads: [inputs.len() as u32, 1, 1],
+        shared_bytes: 0,
+        params: &address.to_le_bytes(),
+        order: Order::Forward,
+        checked: true,
+    };
+    assert_eq!(launch.run(&mut memory).findings, [], "{body}");
+    for (input, found) in inputs.iter().zip(memory.read(address, bytes.len()).chunks_exact(16)) {
+        let found = u64::from_le_bytes(found[..8].try_into().unwrap());
+        let expected = expected(*input);
+        assert!(found == expected, "{body} of {input:x?}: {found:#x}, not {expected:#x}");
+    }
+}
+
+fn words(instruction: &str, expected: impl Fn([u32; 4]) -> u32) {
+    check(&format!("{instruction} {WORD}"), |input| u64::from(expected(input)));
+}
+
+/// Numbers that are none are all the same.
+fn floats(instruction: &str, expected: impl Fn([f32; 4]) -> f32) {
+    let body = format!(
+        "{instruction} setp.nan.f32 %p1, %f5, %f5; selp.f32 %f5, 0f7fc00000, %f5, %p1; {FLOAT}"
+    );
+    check(&body, |input| {
+        let number = expected(input.map(f32::from_bits));
+        u64::from(if number.is_nan() { 0x7fc0_0000 } else { number.to_bits() })
+    });
+}
+
+fn predicates(instruction: &str, expected: impl Fn([u32; 4]) -> bool) {
+    check(&format!("{instruction} {PREDICATE}"), |input| u64::from(expected(input)));
+}
+
+fn signed(word: u32) -> i32 {
+    word as i32
+}
+
+#[test]
+fn integers_of_32_bits() {
+    words("add.s32 %r5, %r1, %r2;", |[a, b, ..]| a.wrapping_add(b));
+    words("sub.u32 %r5, %r1, 7;", |[a, ..]| a.wrapping_sub(7));
+    words("mul.lo.s32 %r5, %r1, %r2;", |[a, b, ..]| a.wrapping_mul(b));
+    words("mul.hi.u32 %r5, %r1, %r2;", |[a, b, ..]| ((u64::from(a) * u64::from(b)) >> 32) as u32);
+    words("mul.hi.s32 %r5, %r1, %r2;", |[a, b, ..]| {
+        ((i64::from(signed(a)) * i64::from(signed(b))) >> 32) as u32
+    });
+    words("mad.lo.s32 %r5, %r1, %r2, %r3;", |[a, b, c, _]| a.wrapping_mul(b).wrapping_add(c));
+    words("min.s32 %r5, %r1, %r2;", |[a, b, ..]| signed(a).min(signed(b)) as u32);
+    words("max.u32 %r5, %r1, %r2;", |[a, b, ..]| a.max(b));
+    words("div.u32 %r5, %r1, %r2;", |[a, b, ..]| a.checked_div(b).unwrap_or(u32::MAX));
+    words("abs.s32 %r5, %r1;", |[a, ..]| signed(a).unsigned_abs());
+    words("shl.b32 %r5, %r1, %r2;", |[a, n, ..]| if n > 31 { 0 } else { a << n });
+    words("shr.u32 %r5, %r1, %r2;", |[a, n, ..]| if n > 31 { 0 } else { a >> n });
+    words("shr.s32 %r5, %r1, %r2;", |[a, n, ..]| (signed(a) >> n.min(31)) as u32);
+    words("not.b32 %r5, %r1;", |[a, ..]| !a);
+    words("popc.b32 %r5, %r1;", |[a, ..]| a.count_ones());
+    words("clz.b32 %r5, %r1;", |[a, ..]| a.leading_zeros());
+    words("brev.b32 %r5, %r1;", |[a, ..]| a.reverse_bits());
+    words("bfe.u32 %r5, %r1, 4, 9;", |[a, ..]| a >> 4 & 0x1ff);
+    words("bfi.b32 %r5, %r1, %r2, 8, 8;", |[a, b, ..]| b & !0xff00 | (a & 0xff) << 8);
+    words("prmt.b32 %r5, %r1, %r2, 0x5410;", |[a, b, ..]| a & 0xffff | b << 16);
+    words("shf.l.wrap.b32 %r5, %r1, %r2, 5;", |[a, b, ..]| b << 5 | a >> 27);
+    words("shf.r.wrap.b32 %r5, %r1, %r2, 5;", |[a, b, ..]| a >> 5 | b << 27);
+}
+
+#[test]
+fn integers_of_64_bits() {
+    let long = |low: u32, high: u32| u64::from(low) | u64::from(high) << 32;
+    let check = |text: &str, expected: fn(u64, u64) -> u64| {
+        check(text, |[a, b, c, d]| expected(long(a, b), long(c, d)));
+    };
+    check("add.s64 %rd4, %rd2, %rd3;", u64::wrapping_add);
+    check("mul.lo.s64 %rd4, %rd2, %rd3;", u64::wrapping_mul);
+    check("mul.hi.u64 %rd4, %rd2, %rd3;", |a, b| ((u128::from(a) * u128::from(b)) >> 64) as u64);
+    check("and.b64 %rd4, %rd2, %rd3;", |a, b| a & b);
+    check("shl.b64 %rd4, %rd2, 40;", |a, _| a << 40);
+    check("shr.s64 %rd4, %rd2, 70;", |a, _| (a as i64 >> 63) as u64);
+    check("shr.u64 %rd4, %rd2, 3;", |a, _| a >> 3);
+    check("mul.wide.s32 %rd4, %r1, %r2;", |a, _| {
+        (i64::from(a as i32) * i64::from((a >> 32) as i32)) as u64
+    });
+    check("mad.wide.u32 %rd4, %r1, %r2, %rd3;", |a, b| {
+        (u64::from(a as u32) * (a >> 32)).wrapping_add(b)
+    });
+}
+
+#[test]
+fn numbers_of_single_precision() {
+    floats("add.f32 %f5, %f1, %f2;", |[a, b, ..]| a + b);
+    floats("mul.rn.f32 %f5, %f1, %f2;", |[a, b, ..]| a * b);
+    floats("fma.rn.f32 %f5, %f1, %f2, %f3;", |[a, b, c, _]| a.mul_add(b, c));
+    floats("div.rn.f32 %f5, %f1, %f2;", |[a, b, ..]| a / b);
+    floats("rcp.rn.f32 %f5, %f1;", |[a, ..]| 1.0 / a);
+    floats("sqrt.rn.f32 %f5, %f1;", |[a, ..]| a.sqrt());
+    floats("neg.f32 %f5, %f1;", |[a, ..]| -a);
+    floats("abs.f32 %f5, %f1;", |[a, ..]| a.abs());
+    // The number wins against none.
+    floats("max.f32 %f5, %f1, %f2;", |[a, b, ..]| if a.is_nan() || b > a { b } else { a });
+    floats("min.f32 %f5, %f1, %f2;", |[a, b, ..]| if a.is_nan() || b < a { b } else { a });
+}
+
+#[test]
+fn comparisons() {
+    predicates("setp.lt.s32 %p1, %r1, %r2;", |[a, b, ..]| signed(a) < signed(b));
+    predicates("setp.hs.u32 %p1, %r1, %r2;", |[a, b, ..]| a >= b);
+    predicates("setp.eq.s64 %p1, %rd2, %rd3;", |[a, b, c, d]| (a, b) == (c, d));
+    let float = f32::from_bits;
+    predicates("setp.lt.f32 %p1, %f1, %f2;", |[a, b, ..]| float(a) < float(b));
+    predicates("setp.geu.f32 %p1, %f1, %f2;", |[a, b, ..]| {
+        float(a) >= float(b) || float(a).is_nan() || float(b).is_nan()
+    });
+    predicates("setp.neu.f32 %p1, %f1, %f2;", |[a, b, ..]| float(a) != float(b));
+    predicates("setp.ne.f32 %p1, %f1, %f2;", |[a, b, ..]| {
+        float(a) < float(b) || float(a) > float(b)
+    });
+    let both = "setp.lt.u32 %p2, %r1, %r2; setp.lt.u32 %p3, %r2, %r3; and.pred %p1, %p2, %p3;";
+    predicates(both, |[a, b, c, _]| a < b && b < c);
+    let guarded = "setp.lt.u32 %p1, %r1, %r2; @%p1 bra $over; mov.u64 %rd4, 5; $over:";
+    check(guarded, |[a, b, ..]| if a < b { 0 } else { 5 });
+    let negated = "setp.lt.u32 %p1, %r1, %r2; @!%p1 mov.u64 %rd4, 5;";
+    check(negated, |[a, b, ..]| if a < b { 0 } else { 5 });
+}
+
+#[test]
+fn conversions() {
+    check("cvt.s64.s32 %rd4, %r1;", |[a, ..]| i64::from(signed(a)) as u64);
+    words("cvt.rzi.s32.f32 %r5, %f1;", |[a, ..]| f32::from_bits(a) as i32 as u32);
+    floats("cvt.rn.f32.s32 %f5, %r1;", |[a, ..]| signed(a.to_bits()) as f32);
+    floats("cvt.rn.f32.u32 %f5, %r1;", |[a, ..]| a.to_bits() as f32);
+    words("cvt.u16.u32 %h1, %r1; cvt.u32.u16 %r5, %h1;", |[a, ..]| a & 0xffff);
+    words("mov.b32 {%h1, %h2}, %r1; mov.b32 %r5, {%h2, %h1};", |[a, ..]| a.rotate_left(16));
+    words("cvt.u32.u64 %r5, %rd2;", |[a, ..]| a);
+    let rounded = |bits: u32| match f32::from_bits(bits) {
+        number if number.is_nan() => 0x7fff,
+        _ => bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16,
+    };
+    words("cvt.rn.bf16x2.f32 %r5, %f1, %f2;", |[a, b, ..]| rounded(a) << 16 | rounded(b));
+}
