@@ -16,9 +16,10 @@
 //! f32 in the order of K; so results are compared with tolerances, never bit by bit.
 //!
 //! Read [`ptx`] (text to instructions), then `alu` (what arithmetic does to 32 lanes), then `machine`
-//! (warps, blocks and memory).
+//! (warps, blocks and memory), then `driver`: the same under the functions of `libcuda.so`.
 
 mod alu;
+mod driver;
 mod machine;
 pub mod ptx;
 

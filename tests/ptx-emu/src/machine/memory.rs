@@ -52,6 +52,11 @@ impl DeviceMemory {
         Some(BASE + start as u64)
     }
 
+    /// Bytes that are left.
+    pub fn room(&self) -> usize {
+        self.limit - self.used
+    }
+
     /// Gives `len` bytes at `address` back. They are not handed out again, so that whoever still
     /// uses them is found.
     ///
@@ -93,7 +98,7 @@ impl DeviceMemory {
     }
 
     /// Where `len` bytes at `address` are, if all of them belong to somebody.
-    pub(super) fn allocated(&self, address: u64, len: usize) -> Option<Range<usize>> {
+    pub(crate) fn allocated(&self, address: u64, len: usize) -> Option<Range<usize>> {
         let start = usize::try_from(address.checked_sub(BASE)?).ok()?;
         let range = start..start.checked_add(len)?;
         let states = self.states.get(range.clone())?;

@@ -1,0 +1,184 @@
+//! A stand-in for `libcuda.so`, so that a program with a driver API under it runs on the emulator
+//! unchanged.
+//!
+//! This crate is also a shared library with that name inside; a process that opened it before its first
+//! call finds no other driver. `exports.rs` has the functions, `streams.rs` what they queue: nothing
+//! runs before somebody must wait for it, and then the streams go on in an order of chance. A program
+//! that forgot to wait, or an event between two streams, gets wrong numbers or a finding here instead of
+//! on some machine some day.
+//!
+//! What the card is like is said by the environment, read at the first call:
+//!
+//! | variable | meaning | else |
+//! | --- | --- | --- |
+//! | `PTX_EMU_MEMORY` | bytes of device memory | 1 GiB |
+//! | `PTX_EMU_CAPABILITY` | compute capability, as `86` | 86 |
+//! | `PTX_EMU_DRIVER` | version of the driver, as `12080` | 13000 |
+//! | `PTX_EMU_DEVICES` | number of cards | 1 |
+//! | `PTX_EMU_SEED` | for the order of streams, warps and blocks | 1 |
+//! | `PTX_EMU_CHECKED` | whether launches are checked | 1 |
+//!
+//! A finding is written to the standard error output, and every later call fails, as on a device that
+//! is lost.
+
+mod exports;
+mod streams;
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::str::FromStr;
+use std::sync::{Mutex, PoisonError};
+
+use crate::DeviceMemory;
+use crate::ptx::Module;
+use streams::Streams;
+
+/// A `CUresult`.
+type Code = i32;
+
+const SUCCESS: Code = 0;
+const INVALID_VALUE: Code = 1;
+const OUT_OF_MEMORY: Code = 2;
+const INVALID_DEVICE: Code = 101;
+const INVALID_IMAGE: Code = 200;
+const INVALID_HANDLE: Code = 400;
+const NOT_FOUND: Code = 500;
+const NOT_READY: Code = 600;
+const LAUNCH_FAILED: Code = 719;
+
+/// What the environment says of the card.
+struct Card {
+    memory: usize,
+    capability: i32,
+    driver: i32,
+    devices: i32,
+    seed: u64,
+    checked: bool,
+}
+
+impl Card {
+    fn from_environment() -> Self {
+        Self {
+            memory: variable("PTX_EMU_MEMORY", 1 << 30),
+            capability: variable("PTX_EMU_CAPABILITY", 86),
+            driver: variable("PTX_EMU_DRIVER", 13_000),
+            devices: variable("PTX_EMU_DEVICES", 1),
+            seed: variable("PTX_EMU_SEED", 1),
+            checked: variable("PTX_EMU_CHECKED", 1) == 1,
+        }
+    }
+
+    /// Dynamic shared memory that a kernel gets if it asks: less than what a multiprocessor has by
+    /// 1 KiB for every block.
+    fn shared_bytes_on_request(&self) -> usize {
+        let kib = match self.capability {
+            80 | 87 => 163,
+            90..=109 => 227,
+            _ => 99,
+        };
+        kib << 10
+    }
+}
+
+fn variable<T: FromStr>(name: &str, otherwise: T) -> T {
+    let Ok(text) = std::env::var(name) else { return otherwise };
+    text.parse().unwrap_or_else(|_| panic!("{name}={text} is no number"))
+}
+
+/// Dynamic shared memory that a kernel gets without asking.
+const SHARED_BYTES: usize = 48 << 10;
+
+/// A kernel of a module, and the dynamic shared memory that it may have.
+struct Function {
+    module: usize,
+    kernel: usize,
+    shared_bytes: usize,
+}
+
+/// The driver and its card.
+struct Driver {
+    card: Card,
+    memory: DeviceMemory,
+    /// Lengths of device allocations.
+    lengths: HashMap<u64, usize>,
+    /// Host memory that is pinned.
+    pinned: Vec<Range<usize>>,
+    modules: Vec<Module>,
+    functions: Vec<Function>,
+    streams: Streams,
+    /// The error that every call gives since it happened.
+    lost: Code,
+}
+
+impl Driver {
+    fn new() -> Self {
+        let card = Card::from_environment();
+        Self {
+            memory: DeviceMemory::new(card.memory),
+            streams: Streams::new(card.seed),
+            card,
+            lengths: HashMap::new(),
+            pinned: Vec::new(),
+            modules: Vec::new(),
+            functions: Vec::new(),
+            lost: SUCCESS,
+        }
+    }
+
+    fn alloc(&mut self, len: usize) -> Result<u64, Code> {
+        if len == 0 {
+            return Err(INVALID_VALUE);
+        }
+        let address = self.memory.alloc(len).ok_or(OUT_OF_MEMORY)?;
+        self.lengths.insert(address, len);
+        Ok(address)
+    }
+
+    fn free(&mut self, address: u64) -> Result<(), Code> {
+        let len = self.lengths.remove(&address).ok_or(INVALID_VALUE)?;
+        self.memory.free(address, len);
+        Ok(())
+    }
+
+    fn is_pinned(&self, address: usize, len: usize) -> bool {
+        self.pinned.iter().any(|range| range.start <= address && address + len <= range.end)
+    }
+
+    fn load(&mut self, image: &str) -> Result<usize, Code> {
+        let module = Module::parse(image).map_err(|error| {
+            complain(&error.to_string());
+            INVALID_IMAGE
+        })?;
+        self.modules.push(module);
+        Ok(self.modules.len())
+    }
+
+    fn function(&mut self, module: usize, name: &str) -> Result<usize, Code> {
+        let kernels = &self.modules.get(module.wrapping_sub(1)).ok_or(INVALID_HANDLE)?.kernels;
+        let kernel = kernels.iter().position(|kernel| kernel.name == name).ok_or(NOT_FOUND)?;
+        self.functions.push(Function { module: module - 1, kernel, shared_bytes: SHARED_BYTES });
+        Ok(self.functions.len())
+    }
+
+    fn function_of(&mut self, handle: usize) -> Result<&mut Function, Code> {
+        self.functions.get_mut(handle.wrapping_sub(1)).ok_or(INVALID_HANDLE)
+    }
+}
+
+static DRIVER: Mutex<Option<Driver>> = Mutex::new(None);
+
+/// Asks the driver; once the device is lost, only that is the answer.
+fn ask(question: impl FnOnce(&mut Driver) -> Result<(), Code>) -> Code {
+    let mut driver = DRIVER.lock().unwrap_or_else(PoisonError::into_inner);
+    let driver = driver.get_or_insert_with(Driver::new);
+    if driver.lost != SUCCESS {
+        return driver.lost;
+    }
+    question(driver).err().unwrap_or(SUCCESS)
+}
+
+fn complain(what: &str) {
+    use std::io::Write as _;
+    // Nobody may be listening.
+    let _ = writeln!(std::io::stderr(), "ptx-emu: {what}");
+}
