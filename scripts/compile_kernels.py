@@ -1,7 +1,7 @@
-"""Makes PTX of CUDA sources: `a/b.cu` becomes `a/b.ptx`.
+"""Makes PTX of CUDA sources: `kernels/*.cu` under `kernels/prebuilt/`, those of the emulator's tests beside them.
 
     pip install nvidia-cuda-nvrtc-cu12==12.8.93
-    python scripts/compile_kernels.py [--check] SOURCE...
+    python scripts/compile_kernels.py [--check]
 
 The compiler is pinned, so the same source gives the same bytes everywhere; with --check nothing is written, and
 the exit code says whether every file is what its source gives. No GPU and no CUDA installation are needed.
@@ -9,30 +9,58 @@ the exit code says whether every file is what its source gives. No GPU and no CU
 
 import argparse
 import ctypes
+import hashlib
 import importlib.util
+import json
+import os
 import sys
 from pathlib import Path
 
+ROOT = Path(__file__).resolve().parent.parent
 OPTIONS = ["--gpu-architecture=compute_80", "--std=c++17", "--generate-line-info"]
+KERNELS = sorted((ROOT / "kernels").glob("*.cu"))
+TESTS = sorted((ROOT / "tests/ptx-emu/tests/kernels").glob("*.cu"))
+HEADERS = [ROOT / "kernels/gpu.cuh", *sorted((ROOT / "ffi").glob("*.h"))]
+PREBUILT = ROOT / "kernels/prebuilt"
 
 
 def main():
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    arguments.add_argument("sources", nargs="+", type=Path, metavar="SOURCE")
     arguments.add_argument("--check", action="store_true")
     arguments = arguments.parse_args()
     nvrtc = library()
-    stale = []
-    for source in arguments.sources:
-        made = compiled(nvrtc, source)
-        target = source.with_suffix(".ptx")
-        if not arguments.check:
-            target.write_bytes(made)
-        elif not target.exists() or target.read_bytes() != made:
-            stale.append(target)
-    for target in stale:
-        print(f"{target} is not what its source gives", file=sys.stderr)
+    # Line information has the working folder before every name.
+    os.chdir("/")
+    made = {PREBUILT / f"{source.stem}.ptx": compiled(nvrtc, source) for source in KERNELS}
+    made[PREBUILT / "manifest.json"] = manifest(nvrtc, made)
+    made |= {source.with_suffix(".ptx"): compiled(nvrtc, source) for source in TESTS}
+    if not arguments.check:
+        PREBUILT.mkdir(exist_ok=True)
+        for path, content in made.items():
+            path.write_bytes(content)
+        return 0
+    stale = [path for path, content in made.items() if not path.exists() or path.read_bytes() != content]
+    for path in stale:
+        print(f"{path.relative_to(ROOT)} is not what its source gives", file=sys.stderr)
     return len(stale) > 0
+
+
+def manifest(nvrtc, artefacts):
+    """What the artefacts were made of, and by what."""
+    major, minor = ctypes.c_int(), ctypes.c_int()
+    must(nvrtc.nvrtcVersion(ctypes.byref(major), ctypes.byref(minor)))
+    sources = {str(path.relative_to(ROOT)): path.read_bytes() for path in [*HEADERS, *KERNELS]}
+    content = {
+        "compiler": f"NVRTC {major.value}.{minor.value}",
+        "options": OPTIONS,
+        "sources": {name: sha256(content) for name, content in sources.items()},
+        "artefacts": {path.name: sha256(content) for path, content in artefacts.items()},
+    }
+    return (json.dumps(content, indent=2) + "\n").encode()
+
+
+def sha256(content):
+    return hashlib.sha256(content).hexdigest()
 
 
 def library():
@@ -45,9 +73,12 @@ def library():
 
 def compiled(nvrtc, source):
     program = ctypes.c_void_p()
-    # The line information would hold the working folder before a relative name.
-    name = f"/{source.name}".encode()
-    must(nvrtc.nvrtcCreateProgram(ctypes.byref(program), source.read_bytes(), name, 0, None, None))
+    name = source.name.encode()
+    headers, count = [header.read_bytes() for header in HEADERS], len(HEADERS)
+    contents = (ctypes.c_char_p * count)(*headers)
+    names = (ctypes.c_char_p * count)(*(header.name.encode() for header in HEADERS))
+    text_of_source = source.read_bytes()
+    must(nvrtc.nvrtcCreateProgram(ctypes.byref(program), text_of_source, name, count, contents, names))
     options = (ctypes.c_char_p * len(OPTIONS))(*(option.encode() for option in OPTIONS))
     failed = nvrtc.nvrtcCompileProgram(program, len(OPTIONS), options)
     if failed:

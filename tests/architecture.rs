@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 const ALLOWED: &[(&str, &[&str])] = &[
     ("error", &[]),
     ("random", &[]),
+    ("ffi", &[]),
     ("tolerance", &[]),
     ("json", &["error"]),
     ("checkpoint", &["error", "json"]),

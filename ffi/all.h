@@ -1,0 +1,4 @@
+/* Every struct of the boundary between host and kernels: what the Rust twins are made of. */
+#include "dequantize.h"
+#include "matmul.h"
+#include "rmsnorm.h"

@@ -1,0 +1,157 @@
+//! Made by bindgen from `ffi/`; see `tests/bindings.rs`.
+#![allow(missing_docs, reason = "the headers have them")]
+
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
+pub struct Dequantize {
+    /// `[values / 2]`
+    pub codes: ::core::ffi::c_ulonglong,
+    /// `[blocks]` f32, or u8 if nested
+    pub absmax: ::core::ffi::c_ulonglong,
+    /// `[blocks / 256]` f32, or 0
+    pub nested_absmax: ::core::ffi::c_ulonglong,
+    /// `[256]` f32, if nested
+    pub map: ::core::ffi::c_ulonglong,
+    /// `[values]` bf16, 16-byte aligned
+    pub out: ::core::ffi::c_ulonglong,
+    /// Count, a multiple of 64.
+    pub values: ::core::ffi::c_ulonglong,
+    /// Added to a nested scale.
+    pub offset: f32,
+    /// What the codes stand for.
+    pub book: [f32; 16usize],
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of Dequantize"][::core::mem::size_of::<Dequantize>() - 120usize];
+    ["Alignment of Dequantize"][::core::mem::align_of::<Dequantize>() - 8usize];
+    [
+        "Offset of field: Dequantize::codes",
+    ][::core::mem::offset_of!(Dequantize, codes) - 0usize];
+    [
+        "Offset of field: Dequantize::absmax",
+    ][::core::mem::offset_of!(Dequantize, absmax) - 8usize];
+    [
+        "Offset of field: Dequantize::nested_absmax",
+    ][::core::mem::offset_of!(Dequantize, nested_absmax) - 16usize];
+    [
+        "Offset of field: Dequantize::map",
+    ][::core::mem::offset_of!(Dequantize, map) - 24usize];
+    [
+        "Offset of field: Dequantize::out",
+    ][::core::mem::offset_of!(Dequantize, out) - 32usize];
+    [
+        "Offset of field: Dequantize::values",
+    ][::core::mem::offset_of!(Dequantize, values) - 40usize];
+    [
+        "Offset of field: Dequantize::offset",
+    ][::core::mem::offset_of!(Dequantize, offset) - 48usize];
+    [
+        "Offset of field: Dequantize::book",
+    ][::core::mem::offset_of!(Dequantize, book) - 52usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
+pub struct Matmul {
+    /// bf16
+    pub a: ::core::ffi::c_ulonglong,
+    /// bf16
+    pub b: ::core::ffi::c_ulonglong,
+    /// `[m, n]` bf16, or f32 if wide
+    pub out: ::core::ffi::c_ulonglong,
+    /// Numbers from a row to the next; of a and b multiples of 8.
+    pub a_stride: ::core::ffi::c_ulonglong,
+    /// Numbers from a row to the next; of a and b multiples of 8.
+    pub b_stride: ::core::ffi::c_ulonglong,
+    /// Numbers from a row to the next; of a and b multiples of 8.
+    pub out_stride: ::core::ffi::c_ulonglong,
+    pub m: ::core::ffi::c_uint,
+    pub n: ::core::ffi::c_uint,
+    pub k: ::core::ffi::c_uint,
+    pub alpha: f32,
+    /// Whether the result is added to what is there.
+    pub add: ::core::ffi::c_uint,
+    /// Whether out is f32.
+    pub wide: ::core::ffi::c_uint,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of Matmul"][::core::mem::size_of::<Matmul>() - 72usize];
+    ["Alignment of Matmul"][::core::mem::align_of::<Matmul>() - 8usize];
+    ["Offset of field: Matmul::a"][::core::mem::offset_of!(Matmul, a) - 0usize];
+    ["Offset of field: Matmul::b"][::core::mem::offset_of!(Matmul, b) - 8usize];
+    ["Offset of field: Matmul::out"][::core::mem::offset_of!(Matmul, out) - 16usize];
+    [
+        "Offset of field: Matmul::a_stride",
+    ][::core::mem::offset_of!(Matmul, a_stride) - 24usize];
+    [
+        "Offset of field: Matmul::b_stride",
+    ][::core::mem::offset_of!(Matmul, b_stride) - 32usize];
+    [
+        "Offset of field: Matmul::out_stride",
+    ][::core::mem::offset_of!(Matmul, out_stride) - 40usize];
+    ["Offset of field: Matmul::m"][::core::mem::offset_of!(Matmul, m) - 48usize];
+    ["Offset of field: Matmul::n"][::core::mem::offset_of!(Matmul, n) - 52usize];
+    ["Offset of field: Matmul::k"][::core::mem::offset_of!(Matmul, k) - 56usize];
+    ["Offset of field: Matmul::alpha"][::core::mem::offset_of!(Matmul, alpha) - 60usize];
+    ["Offset of field: Matmul::add"][::core::mem::offset_of!(Matmul, add) - 64usize];
+    ["Offset of field: Matmul::wide"][::core::mem::offset_of!(Matmul, wide) - 68usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
+pub struct Rmsnorm {
+    /// `[rows, groups * width]` bf16
+    pub x: ::core::ffi::c_ulonglong,
+    /// `[width]` f32
+    pub weight: ::core::ffi::c_ulonglong,
+    /// y or dx `[rows, groups * width]` bf16
+    pub out: ::core::ffi::c_ulonglong,
+    /// dy `[rows, groups * width]` bf16, or 0 forward
+    pub dy: ::core::ffi::c_ulonglong,
+    /// Numbers from a row to the next.
+    pub x_stride: ::core::ffi::c_ulonglong,
+    /// Numbers from a row to the next.
+    pub out_stride: ::core::ffi::c_ulonglong,
+    /// Numbers from a row to the next.
+    pub dy_stride: ::core::ffi::c_ulonglong,
+    /// Groups in a row.
+    pub groups: ::core::ffi::c_uint,
+    /// Numbers in a group: even.
+    pub width: ::core::ffi::c_uint,
+    pub eps: f32,
+    /// 0, or 1 where the factor is 1 + weight.
+    pub center: f32,
+    /// Whether the result is added to what is there.
+    pub add: ::core::ffi::c_uint,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of Rmsnorm"][::core::mem::size_of::<Rmsnorm>() - 80usize];
+    ["Alignment of Rmsnorm"][::core::mem::align_of::<Rmsnorm>() - 8usize];
+    ["Offset of field: Rmsnorm::x"][::core::mem::offset_of!(Rmsnorm, x) - 0usize];
+    [
+        "Offset of field: Rmsnorm::weight",
+    ][::core::mem::offset_of!(Rmsnorm, weight) - 8usize];
+    ["Offset of field: Rmsnorm::out"][::core::mem::offset_of!(Rmsnorm, out) - 16usize];
+    ["Offset of field: Rmsnorm::dy"][::core::mem::offset_of!(Rmsnorm, dy) - 24usize];
+    [
+        "Offset of field: Rmsnorm::x_stride",
+    ][::core::mem::offset_of!(Rmsnorm, x_stride) - 32usize];
+    [
+        "Offset of field: Rmsnorm::out_stride",
+    ][::core::mem::offset_of!(Rmsnorm, out_stride) - 40usize];
+    [
+        "Offset of field: Rmsnorm::dy_stride",
+    ][::core::mem::offset_of!(Rmsnorm, dy_stride) - 48usize];
+    [
+        "Offset of field: Rmsnorm::groups",
+    ][::core::mem::offset_of!(Rmsnorm, groups) - 56usize];
+    [
+        "Offset of field: Rmsnorm::width",
+    ][::core::mem::offset_of!(Rmsnorm, width) - 60usize];
+    ["Offset of field: Rmsnorm::eps"][::core::mem::offset_of!(Rmsnorm, eps) - 64usize];
+    [
+        "Offset of field: Rmsnorm::center",
+    ][::core::mem::offset_of!(Rmsnorm, center) - 68usize];
+    ["Offset of field: Rmsnorm::add"][::core::mem::offset_of!(Rmsnorm, add) - 72usize];
+};

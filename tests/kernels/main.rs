@@ -1,0 +1,138 @@
+//! The CUDA kernels, executed by an emulator: against the CPU or f64 on both sides of every edge, in three
+//! orders of warps and blocks, checked. Files: one for each operation; here is how a kernel is run.
+
+mod dequantize;
+mod matmul;
+mod rmsnorm;
+
+use half::bf16;
+use ptx_emu::ptx::Module;
+use ptx_emu::{Counters, DeviceMemory, Launch, Order};
+use qlora_train::ffi::IMAGES;
+
+/// The orders that a kernel must not depend on.
+const ORDERS: [Order; 3] = [Order::Forward, Order::Reverse, Order::Random(7)];
+
+/// A kernel of an image, and the shape of its grid.
+struct Grid {
+    image: &'static str,
+    kernel: &'static str,
+    blocks: [u32; 3],
+    threads: u32,
+    shared_bytes: usize,
+}
+
+/// Memory of an emulated card, and what the last launch did.
+struct Card {
+    memory: DeviceMemory,
+    counters: Counters,
+}
+
+impl Card {
+    fn new() -> Self {
+        Self { memory: DeviceMemory::new(64 << 20), counters: Counters::default() }
+    }
+
+    /// The address of a copy of `bytes`.
+    fn upload(&mut self, bytes: &[u8]) -> u64 {
+        let address = self.memory.alloc(bytes.len()).unwrap();
+        self.memory.write(address, bytes);
+        address
+    }
+
+    /// The address of `len` bytes that nobody wrote.
+    fn alloc(&mut self, len: usize) -> u64 {
+        self.memory.alloc(len).unwrap()
+    }
+
+    fn bf16(&self, address: u64, len: usize) -> Vec<f32> {
+        let bytes = self.memory.read(address, 2 * len).chunks_exact(2);
+        bytes.map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect()
+    }
+
+    /// Runs a kernel with nothing to find.
+    fn run<P: Copy>(&mut self, grid: &Grid, params: &P, order: Order) {
+        let image = IMAGES.iter().find(|image| image.name == grid.image).unwrap();
+        let module = Module::parse(image.ptx).unwrap();
+        // SAFETY: a struct of the boundary has no padding but at its end, and any byte may be read of it
+        // after the copy below has written all of them.
+        let params = unsafe {
+            let mut bytes = vec![0_u8; size_of::<P>()];
+            std::ptr::copy_nonoverlapping(
+                std::ptr::from_ref(params).cast(),
+                bytes.as_mut_ptr(),
+                bytes.len(),
+            );
+            bytes
+        };
+        let launch = Launch {
+            module: &module,
+            kernel: module.kernel(grid.kernel).unwrap(),
+            blocks: grid.blocks,
+            threads: [grid.threads, 1, 1],
+            shared_bytes: grid.shared_bytes,
+            params: &params,
+            order,
+            checked: true,
+        };
+        let report = launch.run(&mut self.memory);
+        assert_eq!(report.findings, [], "{} in {order:?}", grid.kernel);
+        self.counters = report.counters;
+    }
+}
+
+/// bf16 numbers in ±2, the same for the same seed.
+fn numbers(seed: u64, len: usize) -> Vec<f32> {
+    let mut state = seed;
+    let mut next = || {
+        state =
+            state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        bf16::from_f32((state >> 40) as f32 / 4_194_304.0 - 2.0).to_f32()
+    };
+    (0..len).map(|_| next()).collect()
+}
+
+fn bf16_bytes(numbers: &[f32]) -> Vec<u8> {
+    numbers.iter().flat_map(|x| bf16::from_f32(*x).to_le_bytes()).collect()
+}
+
+fn f32_bytes(numbers: &[f32]) -> Vec<u8> {
+    numbers.iter().flat_map(|x| x.to_le_bytes()).collect()
+}
+
+/// Whether bf16 numbers are the exact ones within `roundings` roundings to bf16 of numbers as large as
+/// the largest of the row.
+#[track_caller]
+fn assert_near(found: &[f32], exact: &[f64], roundings: f64, what: &str) {
+    assert_eq!(found.len(), exact.len(), "{what}");
+    let largest = exact.iter().fold(0.0, |m: f64, x| m.max(x.abs()));
+    // bf16 has eight bits: half of the last one is 1/256 of a power of two.
+    let bound = roundings * largest / 256.0;
+    for (i, (found, exact)) in found.iter().zip(exact).enumerate() {
+        let error = (f64::from(*found) - exact).abs();
+        assert!(error <= bound, "{what}: number {i} is {found}, not {exact}");
+    }
+}
+
+#[test]
+fn prebuilt_kernels_are_of_the_sources_beside_them() {
+    use sha2::{Digest, Sha256};
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let hash = |path: std::path::PathBuf| -> String {
+        let bytes = std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+    };
+    let text = std::fs::read_to_string(root.join("kernels/prebuilt/manifest.json")).unwrap();
+    let manifest: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let sources = manifest["sources"].as_object().unwrap();
+    let artefacts = manifest["artefacts"].as_object().unwrap();
+    for (name, expected) in sources {
+        assert!(hash(root.join(name)) == *expected, "{name} changed: scripts/compile_kernels.py");
+    }
+    for (name, expected) in artefacts {
+        let path = root.join("kernels/prebuilt").join(name);
+        assert!(hash(path) == *expected, "{name} is not the one of the manifest");
+    }
+    let stems: Vec<String> = IMAGES.iter().map(|image| format!("{}.ptx", image.name)).collect();
+    assert!(stems.iter().eq(artefacts.keys()), "{stems:?} are in the program");
+}
