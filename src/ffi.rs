@@ -27,4 +27,11 @@ macro_rules! image {
 }
 
 /// All images.
-pub const IMAGES: [Image; 3] = [image!("dequantize"), image!("matmul"), image!("rmsnorm")];
+pub const IMAGES: [Image; 6] = [
+    image!("adamw"),
+    image!("cast"),
+    image!("dequantize"),
+    image!("matmul"),
+    image!("rmsnorm"),
+    image!("sum_squares"),
+];

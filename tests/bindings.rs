@@ -6,7 +6,7 @@ use std::fs;
 use std::mem::offset_of;
 use std::path::{Path, PathBuf};
 
-use qlora_train::ffi::{Dequantize, Matmul, Rmsnorm};
+use qlora_train::ffi::{Adamw, Cast, Dequantize, Matmul, Rmsnorm, SumSquares};
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -57,11 +57,14 @@ macro_rules! asserts {
 #[test]
 fn a_c_compiler_lays_structs_out_in_the_same_way() {
     let text = asserts! {
+        Adamw { values, grads, m, v, len, beta1, beta2, clip, keep, size, root, epsilon }
+        Cast { from, to, rows, cols, from_stride, to_stride, from_wide, to_wide }
         Dequantize { codes, absmax, nested_absmax, map, out, values, offset, book }
         Matmul { a, b, out, a_stride, b_stride, out_stride, m, n, k, alpha, add, wide }
         Rmsnorm {
             x, weight, out, dy, x_stride, out_stride, dy_stride, groups, width, eps, center, add,
         }
+        SumSquares { x, partial, out, len }
     };
     let (status, output) = compile(&text);
     assert!(status, "{output}");

@@ -3,6 +3,86 @@
 
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]
+pub struct Adamw {
+    /// `[len]` f32
+    pub values: ::core::ffi::c_ulonglong,
+    /// `[len]` f32
+    pub grads: ::core::ffi::c_ulonglong,
+    /// First moments `[len]` f32.
+    pub m: ::core::ffi::c_ulonglong,
+    /// Second moments `[len]` f32.
+    pub v: ::core::ffi::c_ulonglong,
+    pub len: ::core::ffi::c_ulonglong,
+    pub beta1: f64,
+    pub beta2: f64,
+    /// Factor of every gradient.
+    pub clip: f64,
+    /// 1 - rate * decay
+    pub keep: f64,
+    /// rate / (1 - beta1^t)
+    pub size: f64,
+    /// sqrt(1 - beta2^t)
+    pub root: f64,
+    pub epsilon: f64,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of Adamw"][::core::mem::size_of::<Adamw>() - 96usize];
+    ["Alignment of Adamw"][::core::mem::align_of::<Adamw>() - 8usize];
+    ["Offset of field: Adamw::values"][::core::mem::offset_of!(Adamw, values) - 0usize];
+    ["Offset of field: Adamw::grads"][::core::mem::offset_of!(Adamw, grads) - 8usize];
+    ["Offset of field: Adamw::m"][::core::mem::offset_of!(Adamw, m) - 16usize];
+    ["Offset of field: Adamw::v"][::core::mem::offset_of!(Adamw, v) - 24usize];
+    ["Offset of field: Adamw::len"][::core::mem::offset_of!(Adamw, len) - 32usize];
+    ["Offset of field: Adamw::beta1"][::core::mem::offset_of!(Adamw, beta1) - 40usize];
+    ["Offset of field: Adamw::beta2"][::core::mem::offset_of!(Adamw, beta2) - 48usize];
+    ["Offset of field: Adamw::clip"][::core::mem::offset_of!(Adamw, clip) - 56usize];
+    ["Offset of field: Adamw::keep"][::core::mem::offset_of!(Adamw, keep) - 64usize];
+    ["Offset of field: Adamw::size"][::core::mem::offset_of!(Adamw, size) - 72usize];
+    ["Offset of field: Adamw::root"][::core::mem::offset_of!(Adamw, root) - 80usize];
+    [
+        "Offset of field: Adamw::epsilon",
+    ][::core::mem::offset_of!(Adamw, epsilon) - 88usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
+pub struct Cast {
+    /// `[rows, cols]`
+    pub from: ::core::ffi::c_ulonglong,
+    /// `[rows, cols]`
+    pub to: ::core::ffi::c_ulonglong,
+    pub rows: ::core::ffi::c_ulonglong,
+    pub cols: ::core::ffi::c_ulonglong,
+    /// Numbers from a row to the next.
+    pub from_stride: ::core::ffi::c_ulonglong,
+    /// Numbers from a row to the next.
+    pub to_stride: ::core::ffi::c_ulonglong,
+    /// Whether they are f32, and not bf16.
+    pub from_wide: ::core::ffi::c_uint,
+    /// Whether they are f32, and not bf16.
+    pub to_wide: ::core::ffi::c_uint,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of Cast"][::core::mem::size_of::<Cast>() - 56usize];
+    ["Alignment of Cast"][::core::mem::align_of::<Cast>() - 8usize];
+    ["Offset of field: Cast::from"][::core::mem::offset_of!(Cast, from) - 0usize];
+    ["Offset of field: Cast::to"][::core::mem::offset_of!(Cast, to) - 8usize];
+    ["Offset of field: Cast::rows"][::core::mem::offset_of!(Cast, rows) - 16usize];
+    ["Offset of field: Cast::cols"][::core::mem::offset_of!(Cast, cols) - 24usize];
+    [
+        "Offset of field: Cast::from_stride",
+    ][::core::mem::offset_of!(Cast, from_stride) - 32usize];
+    [
+        "Offset of field: Cast::to_stride",
+    ][::core::mem::offset_of!(Cast, to_stride) - 40usize];
+    [
+        "Offset of field: Cast::from_wide",
+    ][::core::mem::offset_of!(Cast, from_wide) - 48usize];
+    ["Offset of field: Cast::to_wide"][::core::mem::offset_of!(Cast, to_wide) - 52usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
 pub struct Dequantize {
     /// `[values / 2]`
     pub codes: ::core::ffi::c_ulonglong,
@@ -154,4 +234,30 @@ const _: () = {
         "Offset of field: Rmsnorm::center",
     ][::core::mem::offset_of!(Rmsnorm, center) - 68usize];
     ["Offset of field: Rmsnorm::add"][::core::mem::offset_of!(Rmsnorm, add) - 72usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
+pub struct SumSquares {
+    /// `[len]` f32
+    pub x: ::core::ffi::c_ulonglong,
+    /// `[len / 16384]` f64, rounded up
+    pub partial: ::core::ffi::c_ulonglong,
+    /// `[1]` f64
+    pub out: ::core::ffi::c_ulonglong,
+    pub len: ::core::ffi::c_ulonglong,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of SumSquares"][::core::mem::size_of::<SumSquares>() - 32usize];
+    ["Alignment of SumSquares"][::core::mem::align_of::<SumSquares>() - 8usize];
+    ["Offset of field: SumSquares::x"][::core::mem::offset_of!(SumSquares, x) - 0usize];
+    [
+        "Offset of field: SumSquares::partial",
+    ][::core::mem::offset_of!(SumSquares, partial) - 8usize];
+    [
+        "Offset of field: SumSquares::out",
+    ][::core::mem::offset_of!(SumSquares, out) - 16usize];
+    [
+        "Offset of field: SumSquares::len",
+    ][::core::mem::offset_of!(SumSquares, len) - 24usize];
 };

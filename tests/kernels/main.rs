@@ -1,9 +1,12 @@
 //! The CUDA kernels, executed by an emulator: against the CPU or f64 on both sides of every edge, in three
 //! orders of warps and blocks, checked. Files: one for each operation; here is how a kernel is run.
 
+mod adamw;
+mod cast;
 mod dequantize;
 mod matmul;
 mod rmsnorm;
+mod sum_squares;
 
 use half::bf16;
 use ptx_emu::ptx::Module;
@@ -43,6 +46,11 @@ impl Card {
     /// The address of `len` bytes that nobody wrote.
     fn alloc(&mut self, len: usize) -> u64 {
         self.memory.alloc(len).unwrap()
+    }
+
+    fn f32(&self, address: u64, len: usize) -> Vec<f32> {
+        let bytes = self.memory.read(address, 4 * len).chunks_exact(4);
+        bytes.map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
     }
 
     fn bf16(&self, address: u64, len: usize) -> Vec<f32> {

@@ -112,8 +112,7 @@ fn check(case: Case, order: Order) {
     };
     let exact: Vec<f64> = (0..m * n).map(exact).collect();
     if wide {
-        let found = card.memory.read(params.out, m * n * 4).chunks_exact(4);
-        let found: Vec<f32> = found.map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
+        let found = card.f32(params.out, m * n);
         assert_near(&found, &exact, 1e-3, &format!("{case:?}"));
     } else {
         assert_near(&card.bf16(params.out, m * n), &exact, 1.01, &format!("{case:?}"));

@@ -67,6 +67,8 @@ fn double(name: &str, modifiers: &[&str]) -> Option<Alu> {
         ("sub", [] | ["rn"]) => doubles!(|a, b| a - b),
         ("mul", [] | ["rn"]) => doubles!(|a, b| a * b),
         ("div", ["rn"]) => doubles!(|a, b| a / b),
+        ("sqrt", ["rn"]) => longs!(|a| f64::from_bits(a).sqrt().to_bits()),
+        ("neg", []) => longs!(|a| a ^ 1 << 63),
         ("fma", ["rn"]) => longs!(|a, b, c| {
             f64::from_bits(a).mul_add(f64::from_bits(b), f64::from_bits(c)).to_bits()
         }),

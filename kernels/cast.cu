@@ -1,0 +1,21 @@
+// A matrix from one element to another: a block for each row, a number to a thread.
+
+#include "gpu.cuh"
+#include "cast.h"
+
+enum { THREADS = 256 };
+
+DEVICE float get(const Cast &p, u64 at) {
+  return p.from_wide ? ((const float *)p.from)[at] : bf16_low(((const u16 *)p.from)[at]);
+}
+
+KERNEL(THREADS) cast(const __grid_constant__ Cast p) {
+  for (u64 col = threadIdx.x; col < p.cols; col += THREADS) {
+    const float value = get(p, blockIdx.x * p.from_stride + col);
+    const u64 to = blockIdx.x * p.to_stride + col;
+    if (p.to_wide)
+      ((float *)p.to)[to] = value;
+    else
+      ((u16 *)p.to)[to] = (u16)bf16_pair(value, 0);
+  }
+}
