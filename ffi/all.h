@@ -1,7 +1,11 @@
 /* Every struct of the boundary between host and kernels: what the Rust twins are made of. */
 #include "adamw.h"
 #include "cast.h"
+#include "cross_entropy.h"
 #include "dequantize.h"
+#include "embedding.h"
+#include "glu.h"
 #include "matmul.h"
 #include "rmsnorm.h"
+#include "rope.h"
 #include "sum_squares.h"

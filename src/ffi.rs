@@ -27,11 +27,15 @@ macro_rules! image {
 }
 
 /// All images.
-pub const IMAGES: [Image; 6] = [
+pub const IMAGES: [Image; 10] = [
     image!("adamw"),
     image!("cast"),
+    image!("cross_entropy"),
     image!("dequantize"),
+    image!("embedding"),
+    image!("glu"),
     image!("matmul"),
     image!("rmsnorm"),
+    image!("rope"),
     image!("sum_squares"),
 ];

@@ -6,7 +6,9 @@ use std::fs;
 use std::mem::offset_of;
 use std::path::{Path, PathBuf};
 
-use qlora_train::ffi::{Adamw, Cast, Dequantize, Matmul, Rmsnorm, SumSquares};
+use qlora_train::ffi::{
+    Adamw, Cast, CrossEntropy, Dequantize, Embedding, Glu, Matmul, Rmsnorm, Rope, SumSquares,
+};
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -59,6 +61,14 @@ fn a_c_compiler_lays_structs_out_in_the_same_way() {
     let text = asserts! {
         Adamw { values, grads, m, v, len, beta1, beta2, clip, keep, size, root, epsilon }
         Cast { from, to, rows, cols, from_stride, to_stride, from_wide, to_wide }
+        CrossEntropy {
+            logits, targets, losses, stride, vocabulary, soft_cap, scale, has_gradient,
+        }
+        Embedding { table, tokens, out, table_stride, out_stride, cols, scale }
+        Glu {
+            gate_up, h, d_gate_up, gate_up_stride, h_stride, d_gate_up_stride, width, activation,
+        }
+        Rope { x, tables, x_stride, table_stride, heads, head_dim, half, backward }
         Dequantize { codes, absmax, nested_absmax, map, out, values, offset, book }
         Matmul { a, b, out, a_stride, b_stride, out_stride, m, n, k, alpha, add, wide }
         Rmsnorm {

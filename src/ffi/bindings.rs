@@ -83,6 +83,53 @@ const _: () = {
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]
+pub struct CrossEntropy {
+    /// `[rows, vocabulary]` f32
+    pub logits: ::core::ffi::c_ulonglong,
+    /// `[rows]` u32, each below the vocabulary
+    pub targets: ::core::ffi::c_ulonglong,
+    /// `[rows]` f32
+    pub losses: ::core::ffi::c_ulonglong,
+    /// Numbers from a row to the next.
+    pub stride: ::core::ffi::c_ulonglong,
+    pub vocabulary: ::core::ffi::c_uint,
+    /// 0 for none.
+    pub soft_cap: f32,
+    pub scale: f32,
+    /// Whether the logits are replaced by their gradient.
+    pub has_gradient: ::core::ffi::c_uint,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of CrossEntropy"][::core::mem::size_of::<CrossEntropy>() - 48usize];
+    ["Alignment of CrossEntropy"][::core::mem::align_of::<CrossEntropy>() - 8usize];
+    [
+        "Offset of field: CrossEntropy::logits",
+    ][::core::mem::offset_of!(CrossEntropy, logits) - 0usize];
+    [
+        "Offset of field: CrossEntropy::targets",
+    ][::core::mem::offset_of!(CrossEntropy, targets) - 8usize];
+    [
+        "Offset of field: CrossEntropy::losses",
+    ][::core::mem::offset_of!(CrossEntropy, losses) - 16usize];
+    [
+        "Offset of field: CrossEntropy::stride",
+    ][::core::mem::offset_of!(CrossEntropy, stride) - 24usize];
+    [
+        "Offset of field: CrossEntropy::vocabulary",
+    ][::core::mem::offset_of!(CrossEntropy, vocabulary) - 32usize];
+    [
+        "Offset of field: CrossEntropy::soft_cap",
+    ][::core::mem::offset_of!(CrossEntropy, soft_cap) - 36usize];
+    [
+        "Offset of field: CrossEntropy::scale",
+    ][::core::mem::offset_of!(CrossEntropy, scale) - 40usize];
+    [
+        "Offset of field: CrossEntropy::has_gradient",
+    ][::core::mem::offset_of!(CrossEntropy, has_gradient) - 44usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
 pub struct Dequantize {
     /// `[values / 2]`
     pub codes: ::core::ffi::c_ulonglong,
@@ -129,6 +176,88 @@ const _: () = {
     [
         "Offset of field: Dequantize::book",
     ][::core::mem::offset_of!(Dequantize, book) - 52usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
+pub struct Embedding {
+    /// `[vocabulary, cols]` bf16
+    pub table: ::core::ffi::c_ulonglong,
+    /// `[rows]` u32, each below the vocabulary
+    pub tokens: ::core::ffi::c_ulonglong,
+    /// `[rows, cols]` bf16
+    pub out: ::core::ffi::c_ulonglong,
+    /// Numbers from a row to the next.
+    pub table_stride: ::core::ffi::c_ulonglong,
+    /// Numbers from a row to the next.
+    pub out_stride: ::core::ffi::c_ulonglong,
+    pub cols: ::core::ffi::c_uint,
+    pub scale: f32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of Embedding"][::core::mem::size_of::<Embedding>() - 48usize];
+    ["Alignment of Embedding"][::core::mem::align_of::<Embedding>() - 8usize];
+    [
+        "Offset of field: Embedding::table",
+    ][::core::mem::offset_of!(Embedding, table) - 0usize];
+    [
+        "Offset of field: Embedding::tokens",
+    ][::core::mem::offset_of!(Embedding, tokens) - 8usize];
+    [
+        "Offset of field: Embedding::out",
+    ][::core::mem::offset_of!(Embedding, out) - 16usize];
+    [
+        "Offset of field: Embedding::table_stride",
+    ][::core::mem::offset_of!(Embedding, table_stride) - 24usize];
+    [
+        "Offset of field: Embedding::out_stride",
+    ][::core::mem::offset_of!(Embedding, out_stride) - 32usize];
+    [
+        "Offset of field: Embedding::cols",
+    ][::core::mem::offset_of!(Embedding, cols) - 40usize];
+    [
+        "Offset of field: Embedding::scale",
+    ][::core::mem::offset_of!(Embedding, scale) - 44usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
+pub struct Glu {
+    /// `[rows, 2 * width]` bf16
+    pub gate_up: ::core::ffi::c_ulonglong,
+    /// `[rows, width]` bf16: h, or dh and then h
+    pub h: ::core::ffi::c_ulonglong,
+    /// `[rows, 2 * width]` bf16 backward
+    pub d_gate_up: ::core::ffi::c_ulonglong,
+    /// Numbers from a row to the next.
+    pub gate_up_stride: ::core::ffi::c_ulonglong,
+    /// Numbers from a row to the next.
+    pub h_stride: ::core::ffi::c_ulonglong,
+    /// Numbers from a row to the next.
+    pub d_gate_up_stride: ::core::ffi::c_ulonglong,
+    pub width: ::core::ffi::c_uint,
+    /// 0: x * sigmoid(x); 1: GELU by tanh; 2: GELU.
+    pub activation: ::core::ffi::c_uint,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of Glu"][::core::mem::size_of::<Glu>() - 56usize];
+    ["Alignment of Glu"][::core::mem::align_of::<Glu>() - 8usize];
+    ["Offset of field: Glu::gate_up"][::core::mem::offset_of!(Glu, gate_up) - 0usize];
+    ["Offset of field: Glu::h"][::core::mem::offset_of!(Glu, h) - 8usize];
+    [
+        "Offset of field: Glu::d_gate_up",
+    ][::core::mem::offset_of!(Glu, d_gate_up) - 16usize];
+    [
+        "Offset of field: Glu::gate_up_stride",
+    ][::core::mem::offset_of!(Glu, gate_up_stride) - 24usize];
+    ["Offset of field: Glu::h_stride"][::core::mem::offset_of!(Glu, h_stride) - 32usize];
+    [
+        "Offset of field: Glu::d_gate_up_stride",
+    ][::core::mem::offset_of!(Glu, d_gate_up_stride) - 40usize];
+    ["Offset of field: Glu::width"][::core::mem::offset_of!(Glu, width) - 48usize];
+    [
+        "Offset of field: Glu::activation",
+    ][::core::mem::offset_of!(Glu, activation) - 52usize];
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]
@@ -234,6 +363,44 @@ const _: () = {
         "Offset of field: Rmsnorm::center",
     ][::core::mem::offset_of!(Rmsnorm, center) - 68usize];
     ["Offset of field: Rmsnorm::add"][::core::mem::offset_of!(Rmsnorm, add) - 72usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
+pub struct Rope {
+    /// `[rows, heads * head_dim]` bf16
+    pub x: ::core::ffi::c_ulonglong,
+    /// `[rows, 2 * half]` f32
+    pub tables: ::core::ffi::c_ulonglong,
+    /// Numbers from a row to the next.
+    pub x_stride: ::core::ffi::c_ulonglong,
+    /// Numbers from a row to the next.
+    pub table_stride: ::core::ffi::c_ulonglong,
+    pub heads: ::core::ffi::c_uint,
+    pub head_dim: ::core::ffi::c_uint,
+    pub half: ::core::ffi::c_uint,
+    /// Whether the turn is back: the gradient's.
+    pub backward: ::core::ffi::c_uint,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of Rope"][::core::mem::size_of::<Rope>() - 48usize];
+    ["Alignment of Rope"][::core::mem::align_of::<Rope>() - 8usize];
+    ["Offset of field: Rope::x"][::core::mem::offset_of!(Rope, x) - 0usize];
+    ["Offset of field: Rope::tables"][::core::mem::offset_of!(Rope, tables) - 8usize];
+    [
+        "Offset of field: Rope::x_stride",
+    ][::core::mem::offset_of!(Rope, x_stride) - 16usize];
+    [
+        "Offset of field: Rope::table_stride",
+    ][::core::mem::offset_of!(Rope, table_stride) - 24usize];
+    ["Offset of field: Rope::heads"][::core::mem::offset_of!(Rope, heads) - 32usize];
+    [
+        "Offset of field: Rope::head_dim",
+    ][::core::mem::offset_of!(Rope, head_dim) - 36usize];
+    ["Offset of field: Rope::half"][::core::mem::offset_of!(Rope, half) - 40usize];
+    [
+        "Offset of field: Rope::backward",
+    ][::core::mem::offset_of!(Rope, backward) - 44usize];
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]

@@ -3,9 +3,13 @@
 
 mod adamw;
 mod cast;
+mod cross_entropy;
 mod dequantize;
+mod embedding;
+mod glu;
 mod matmul;
 mod rmsnorm;
+mod rope;
 mod sum_squares;
 
 use half::bf16;

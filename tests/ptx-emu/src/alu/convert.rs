@@ -12,10 +12,19 @@ pub(super) fn find(name: &str, modifiers: &[&str], to: Type, from: Type) -> Opti
         [] => exact(to, from),
         ["rn"] => rounded(to, from),
         ["rzi"] => toward_zero(to, from),
+        // To 0 to 1, and what is no number to 0.
+        ["sat"] => {
+            (to == F32 && from == F32).then_some(words!(|a| saturated(f32::from_bits(a)).to_bits()))
+        }
         ["rni"] => (to == F32 && from == F32)
             .then_some(words!(|a| f32::from_bits(a).round_ties_even().to_bits())),
         _ => None,
     }
+}
+
+#[inline(always)]
+fn saturated(x: f32) -> f32 {
+    if x > 0.0 { x.min(1.0) } else { 0.0 }
 }
 
 fn exact(to: Type, from: Type) -> Option<Alu> {
@@ -55,6 +64,7 @@ fn toward_zero(to: Type, from: Type) -> Option<Alu> {
     Some(match (to, from) {
         (S(4), F32) => words!(|a| f32::from_bits(a) as i32 as u32),
         (U(4), F32) => words!(|a| f32::from_bits(a) as u32),
+        (F32, F32) => words!(|a| f32::from_bits(a).trunc().to_bits()),
         _ => return None,
     })
 }

@@ -45,6 +45,10 @@ fn single(name: &str, modifiers: &[&str]) -> Option<Alu> {
         ("sub", [] | ["rn"]) => floats!(|a, b| a - b),
         ("mul", [] | ["rn"]) => floats!(|a, b| a * b),
         ("fma", ["rn"]) => Alu::W3(multiply_add),
+        ("fma", ["rm"]) => words!(|a, b, c| {
+            let float = f32::from_bits;
+            multiply_add_down(float(a), float(b), float(c)).to_bits()
+        }),
         ("div", ["rn" | "full" | "approx"]) => floats!(|a, b| a / b),
         ("min", []) => floats!(|a, b| a.min(b)),
         ("max", []) => floats!(|a, b| a.max(b)),
@@ -55,6 +59,10 @@ fn single(name: &str, modifiers: &[&str]) -> Option<Alu> {
         ("sqrt", ["rn" | "approx"]) => floats!(|a| a.sqrt()),
         ("rsqrt", ["approx"]) => floats!(|a| (1.0 / f64::from(a).sqrt()) as f32),
         ("ex2", ["approx"]) => floats!(|a| f64::from(a).exp2() as f32),
+        ("ex2", ["approx", "ftz"]) => {
+            floats!(|a| flushed(f64::from(flushed(a)).exp2() as f32))
+        }
+        ("rcp", ["approx", "ftz"]) => floats!(|a| flushed(1.0 / flushed(a))),
         ("lg2", ["approx"]) => floats!(|a| f64::from(a).log2() as f32),
         ("tanh", ["approx"]) => floats!(|a| f64::from(a).tanh() as f32),
         _ => return None,
@@ -74,6 +82,23 @@ fn double(name: &str, modifiers: &[&str]) -> Option<Alu> {
         }),
         _ => return None,
     })
+}
+
+/// Numbers too small for the full precision become zeros of their sign.
+#[inline(always)]
+fn flushed(x: f32) -> f32 {
+    if x.is_subnormal() { 0.0_f32.copysign(x) } else { x }
+}
+
+/// a·b + c, rounded down: the product is exact in f64, and the error of the sum is known.
+fn multiply_add_down(a: f32, b: f32, c: f32) -> f32 {
+    let (product, c) = (f64::from(a) * f64::from(b), f64::from(c));
+    let sum = product + c;
+    let of_c = sum - product;
+    let error = (product - (sum - of_c)) + (c - of_c);
+    let nearest = sum as f32;
+    let above = f64::from(nearest) > sum || f64::from(nearest) == sum && error < 0.0;
+    if above { nearest.next_down() } else { nearest }
 }
 
 /// a·b + c, rounded once.
@@ -96,4 +121,21 @@ fn multiply_add_fused(a: &Words, b: &Words, c: &Words) -> Words {
 fn multiply_add_any(a: &Words, b: &Words, c: &Words) -> Words {
     let float = f32::from_bits;
     std::array::from_fn(|l| float(a[l]).mul_add(float(b[l]), float(c[l])).to_bits())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sums_are_rounded_down_whatever_is_lost() {
+        let tiny = 2.0_f32.powi(-80);
+        assert_eq!(multiply_add_down(1.0, 1.0, tiny), 1.0);
+        assert_eq!(multiply_add_down(1.0, 1.0, -tiny), 1.0_f32.next_down());
+        assert_eq!(multiply_add_down(3.0, 0.5, 12_582_912.0), 12_582_913.0);
+        assert_eq!(multiply_add_down(-3.0, 0.5, 12_582_912.0), 12_582_910.0);
+        assert_eq!(multiply_add_down(2.0, 2.0, 1.0), 5.0);
+        assert!(multiply_add_down(f32::NAN, 1.0, 1.0).is_nan());
+        assert_eq!(multiply_add_down(f32::INFINITY, 1.0, 1.0), f32::INFINITY);
+    }
 }

@@ -1,0 +1,72 @@
+//! Gated units, forward and backward.
+
+use ptx_emu::Order;
+use qlora_train::device::{Device, Dtype};
+use qlora_train::ffi::Glu;
+use qlora_train::ops::glu::{self, Activation};
+
+use super::{Card, Grid, ORDERS, assert_near, bf16_bytes, numbers};
+
+const ACTIVATIONS: [Activation; 3] = [Activation::Silu, Activation::GeluTanh, Activation::Gelu];
+
+/// Gates far from zero, too.
+fn gates_and_ups(rows: usize, width: usize) -> Vec<f32> {
+    numbers(1, rows * 2 * width).into_iter().map(|x| x * 8.0).collect()
+}
+
+/// h, the gradients of gates and ups, by the CPU in f64.
+fn exact(activation: Activation, (rows, width): (usize, usize)) -> [Vec<f64>; 2] {
+    let device = Device::cpu(1, Dtype::F64, u64::MAX);
+    let act = |numbers: &[f32]| {
+        let numbers: Vec<f64> = numbers.iter().map(|x| f64::from(*x)).collect();
+        let mut act = device.alloc_act("test", numbers.len()).unwrap();
+        device.upload(bytemuck::cast_slice(&numbers), act.bytes_mut());
+        act
+    };
+    let (gate_up, mut dh) = (act(&gates_and_ups(rows, width)), act(&numbers(2, rows * width)));
+    let mut d_gate_up = act(&vec![0.0; rows * 2 * width]);
+    let (wide, narrow) = (gate_up.view(rows, 2 * width), dh.view_mut(rows, width));
+    glu::backward(&device, wide, activation, narrow, d_gate_up.view_mut(rows, 2 * width));
+    [dh, d_gate_up].map(|act| {
+        let mut numbers = vec![0.0_f64; act.len()];
+        device.download(act.bytes(), bytemuck::cast_slice_mut(&mut numbers));
+        numbers
+    })
+}
+
+#[test]
+fn units_and_their_gradients_are_those_of_f64() {
+    for activation in ACTIVATIONS {
+        for shape in [(1, 1), (2, 257), (3, 512)] {
+            for order in ORDERS {
+                check(activation, shape, order);
+            }
+        }
+    }
+}
+
+fn check(activation: Activation, (rows, width): (usize, usize), order: Order) {
+    let mut card = Card::new();
+    let mut params = Glu {
+        gate_up: card.upload(&bf16_bytes(&gates_and_ups(rows, width))),
+        h: card.alloc(rows * width * 2),
+        d_gate_up: card.alloc(rows * 2 * width * 2),
+        gate_up_stride: 2 * width as u64,
+        h_stride: width as u64,
+        d_gate_up_stride: 2 * width as u64,
+        width: width as u32,
+        activation: activation as u32,
+    };
+    let grid = |kernel| {
+        let blocks = [rows as u32, 1, 1];
+        Grid { image: "glu", kernel, blocks, threads: 256, shared_bytes: 0 }
+    };
+    card.run(&grid("glu"), &params, order);
+    let [h, d_gate_up] = exact(activation, (rows, width));
+    let what = format!("{activation:?} {rows} x {width}");
+    assert_near(&card.bf16(params.h, rows * width), &h, 1.01, &what);
+    params.h = card.upload(&bf16_bytes(&numbers(2, rows * width)));
+    card.run(&grid("glu_backward"), &params, order);
+    assert_near(&card.bf16(params.h, rows * width), &h, 1.01, &what);
+    assert_near(&card.bf16(params.d_gate_up, rows * 2 * width), &d_gate_up, 1.01, &what);
+}
