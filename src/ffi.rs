@@ -27,15 +27,17 @@ macro_rules! image {
 }
 
 /// All images.
-pub const IMAGES: [Image; 10] = [
+pub const IMAGES: [Image; 12] = [
     image!("adamw"),
     image!("cast"),
     image!("cross_entropy"),
     image!("dequantize"),
+    image!("dropout"),
     image!("embedding"),
     image!("glu"),
     image!("matmul"),
     image!("rmsnorm"),
     image!("rope"),
+    image!("rows"),
     image!("sum_squares"),
 ];

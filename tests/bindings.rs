@@ -7,7 +7,8 @@ use std::mem::offset_of;
 use std::path::{Path, PathBuf};
 
 use qlora_train::ffi::{
-    Adamw, Cast, CrossEntropy, Dequantize, Embedding, Glu, Matmul, Rmsnorm, Rope, SumSquares,
+    Adamw, Cast, CrossEntropy, Dequantize, Dropout, Embedding, Glu, Matmul, Rmsnorm, Rope, Rows,
+    SumSquares,
 };
 
 fn root() -> &'static Path {
@@ -64,6 +65,10 @@ fn a_c_compiler_lays_structs_out_in_the_same_way() {
         CrossEntropy {
             logits, targets, losses, stride, vocabulary, soft_cap, scale, has_gradient,
         }
+        Dropout {
+            x, out, rows, cols, x_stride, out_stride, seed, stream, threshold, scale, add,
+        }
+        Rows { packed, spread, index, packed_stride, spread_stride, cols }
         Embedding { table, tokens, out, table_stride, out_stride, cols, scale }
         Glu {
             gate_up, h, d_gate_up, gate_up_stride, h_stride, d_gate_up_stride, width, activation,

@@ -20,7 +20,9 @@ use measure::Measured;
 
 fn main() {
     let mut criterion = Criterion::default().without_plots().configure_from_args();
-    for threads in [1, 2] {
+    // To see whether they run, once will do.
+    let test = std::env::args().any(|argument| argument == "--test");
+    for threads in if test { 2..=2 } else { 1..=2 } {
         let device = Device::cpu(threads, Dtype::Bf16, u64::MAX);
         for (name, benches) in [
             ("gemm", gemm::all as fn(&Device, &mut Measured)),
@@ -31,7 +33,7 @@ fn main() {
         ] {
             let plural = if threads == 1 { "" } else { "s" };
             let group = criterion.benchmark_group(format!("{name}, {threads} thread{plural}"));
-            benches(&device, &mut Measured::new(group, threads));
+            benches(&device, &mut Measured::new(group, threads, test));
         }
     }
     criterion.final_summary();

@@ -179,6 +179,54 @@ const _: () = {
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]
+pub struct Dropout {
+    /// `[rows, cols]` bf16
+    pub x: ::core::ffi::c_ulonglong,
+    /// `[rows, cols]` bf16
+    pub out: ::core::ffi::c_ulonglong,
+    pub rows: ::core::ffi::c_ulonglong,
+    pub cols: ::core::ffi::c_ulonglong,
+    /// Numbers from a row to the next.
+    pub x_stride: ::core::ffi::c_ulonglong,
+    /// Numbers from a row to the next.
+    pub out_stride: ::core::ffi::c_ulonglong,
+    pub seed: ::core::ffi::c_ulonglong,
+    pub stream: ::core::ffi::c_ulonglong,
+    /// p * 2^32
+    pub threshold: ::core::ffi::c_uint,
+    /// 1 / (1 - p)
+    pub scale: f32,
+    /// Whether the result is added to what is there.
+    pub add: ::core::ffi::c_uint,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of Dropout"][::core::mem::size_of::<Dropout>() - 80usize];
+    ["Alignment of Dropout"][::core::mem::align_of::<Dropout>() - 8usize];
+    ["Offset of field: Dropout::x"][::core::mem::offset_of!(Dropout, x) - 0usize];
+    ["Offset of field: Dropout::out"][::core::mem::offset_of!(Dropout, out) - 8usize];
+    ["Offset of field: Dropout::rows"][::core::mem::offset_of!(Dropout, rows) - 16usize];
+    ["Offset of field: Dropout::cols"][::core::mem::offset_of!(Dropout, cols) - 24usize];
+    [
+        "Offset of field: Dropout::x_stride",
+    ][::core::mem::offset_of!(Dropout, x_stride) - 32usize];
+    [
+        "Offset of field: Dropout::out_stride",
+    ][::core::mem::offset_of!(Dropout, out_stride) - 40usize];
+    ["Offset of field: Dropout::seed"][::core::mem::offset_of!(Dropout, seed) - 48usize];
+    [
+        "Offset of field: Dropout::stream",
+    ][::core::mem::offset_of!(Dropout, stream) - 56usize];
+    [
+        "Offset of field: Dropout::threshold",
+    ][::core::mem::offset_of!(Dropout, threshold) - 64usize];
+    [
+        "Offset of field: Dropout::scale",
+    ][::core::mem::offset_of!(Dropout, scale) - 68usize];
+    ["Offset of field: Dropout::add"][::core::mem::offset_of!(Dropout, add) - 72usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
 pub struct Embedding {
     /// `[vocabulary, cols]` bf16
     pub table: ::core::ffi::c_ulonglong,
@@ -401,6 +449,36 @@ const _: () = {
     [
         "Offset of field: Rope::backward",
     ][::core::mem::offset_of!(Rope, backward) - 44usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
+pub struct Rows {
+    /// `[count, cols]` bf16
+    pub packed: ::core::ffi::c_ulonglong,
+    /// `[rows, cols]` bf16
+    pub spread: ::core::ffi::c_ulonglong,
+    /// `[count]` u32, distinct rows of spread
+    pub index: ::core::ffi::c_ulonglong,
+    /// Numbers from a row to the next.
+    pub packed_stride: ::core::ffi::c_ulonglong,
+    /// Numbers from a row to the next.
+    pub spread_stride: ::core::ffi::c_ulonglong,
+    pub cols: ::core::ffi::c_uint,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of Rows"][::core::mem::size_of::<Rows>() - 48usize];
+    ["Alignment of Rows"][::core::mem::align_of::<Rows>() - 8usize];
+    ["Offset of field: Rows::packed"][::core::mem::offset_of!(Rows, packed) - 0usize];
+    ["Offset of field: Rows::spread"][::core::mem::offset_of!(Rows, spread) - 8usize];
+    ["Offset of field: Rows::index"][::core::mem::offset_of!(Rows, index) - 16usize];
+    [
+        "Offset of field: Rows::packed_stride",
+    ][::core::mem::offset_of!(Rows, packed_stride) - 24usize];
+    [
+        "Offset of field: Rows::spread_stride",
+    ][::core::mem::offset_of!(Rows, spread_stride) - 32usize];
+    ["Offset of field: Rows::cols"][::core::mem::offset_of!(Rows, cols) - 40usize];
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]

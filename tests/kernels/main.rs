@@ -5,11 +5,13 @@ mod adamw;
 mod cast;
 mod cross_entropy;
 mod dequantize;
+mod dropout;
 mod embedding;
 mod glu;
 mod matmul;
 mod rmsnorm;
 mod rope;
+mod rows;
 mod sum_squares;
 
 use half::bf16;
