@@ -69,7 +69,7 @@ fn check(body: &str, expected: impl Fn([u32; 4]) -> u64) {
         kernel: &module.kernels[0],
         blocks: [1; 3],
         threads: [inputs.len() as u32, 1, 1],
-        shared_bytes: 0,
+        shared_bytes: inputs.len() * 8,
         params: &address.to_le_bytes(),
         order: Order::Forward,
         checked: true,
@@ -205,4 +205,31 @@ fn conversions() {
         _ => bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16,
     };
     words("cvt.rn.bf16x2.f32 %r5, %f1, %f2;", |[a, b, ..]| rounded(a) << 16 | rounded(b));
+}
+
+#[test]
+fn lanes_ask_and_read_each_other() {
+    let few = "mov.u32 %r6, %laneid; setp.lt.u32 %p2, %r6, 5;";
+    words(&format!("{few} vote.sync.ballot.b32 %r5, %p2, -1;"), |_| 0x1f);
+    words(&format!("{few} vote.sync.ballot.b32 %r5, !%p2, -1;"), |_| !0x1f);
+    predicates(&format!("{few} vote.sync.any.pred %p1, %p2, -1;"), |_| true);
+    predicates(&format!("{few} vote.sync.all.pred %p1, %p2, -1;"), |_| false);
+    words("mov.u32 %r6, %laneid; shfl.sync.idx.b32 %r5, %r6, 3, 31, -1;", |_| 3);
+    // A lane and its neighbour make the same sum.
+    let sum =
+        "mov.u32 %r6, %laneid; shfl.sync.bfly.b32 %r7|%p1, %r6, 1, 31, -1; add.u32 %r6, %r6, %r7;";
+    words(&format!("{sum} and.b32 %r5, %r6, 3;"), |_| 1);
+}
+
+#[test]
+fn a_generic_address_reaches_global_and_shared_memory() {
+    check("ld.u32 %r5, [%rd1+4]; cvt.u64.u32 %rd4, %r5;", |[_, b, ..]| u64::from(b));
+    // Every thread has eight bytes of shared memory to itself.
+    let shared = "mul.wide.u32 %rd5, %r0, 8; st.shared.u64 [%rd5], %rd3; cvta.shared.u64 %rd6, %rd5; \
+                  ld.u64 %rd4, [%rd6];";
+    check(shared, |[_, _, c, d]| u64::from(c) | u64::from(d) << 32);
+    check(
+        "st.global.u8 [%rd1], %r2; ld.global.s8 %r5, [%rd1]; cvt.s64.s32 %rd4, %r5;",
+        |[_, b, ..]| i64::from(b as i8) as u64,
+    );
 }
