@@ -1,5 +1,6 @@
 /* Every struct of the boundary between host and kernels: what the Rust twins are made of. */
 #include "adamw.h"
+#include "attention.h"
 #include "cast.h"
 #include "cross_entropy.h"
 #include "dequantize.h"

@@ -27,8 +27,9 @@ macro_rules! image {
 }
 
 /// All images.
-pub const IMAGES: [Image; 12] = [
+pub const IMAGES: [Image; 13] = [
     image!("adamw"),
+    image!("attention"),
     image!("cast"),
     image!("cross_entropy"),
     image!("dequantize"),

@@ -7,8 +7,8 @@ use std::mem::offset_of;
 use std::path::{Path, PathBuf};
 
 use qlora_train::ffi::{
-    Adamw, Cast, CrossEntropy, Dequantize, Dropout, Embedding, Glu, Matmul, Rmsnorm, Rope, Rows,
-    SumSquares,
+    Adamw, Attention, Cast, CrossEntropy, Dequantize, Dropout, Embedding, Glu, Matmul, Rmsnorm,
+    Rope, Rows, SumSquares,
 };
 
 fn root() -> &'static Path {
@@ -61,6 +61,10 @@ macro_rules! asserts {
 fn a_c_compiler_lays_structs_out_in_the_same_way() {
     let text = asserts! {
         Adamw { values, grads, m, v, len, beta1, beta2, clip, keep, size, root, epsilon }
+        Attention {
+            q, k, v, o, lse, segments, q_stride, k_stride, v_stride, o_stride, lse_stride, heads,
+            kv_heads, head_dim, window, scale, soft_cap,
+        }
         Cast { from, to, rows, cols, from_stride, to_stride, from_wide, to_wide }
         CrossEntropy {
             logits, targets, losses, stride, vocabulary, soft_cap, scale, has_gradient,

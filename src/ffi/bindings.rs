@@ -46,6 +46,89 @@ const _: () = {
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]
+pub struct Attention {
+    /// `[queries, heads * head_dim]` bf16; rows of all four at multiples of 16 bytes
+    pub q: ::core::ffi::c_ulonglong,
+    /// `[keys, kv_heads * head_dim]` bf16
+    pub k: ::core::ffi::c_ulonglong,
+    /// `[keys, kv_heads * head_dim]` bf16
+    pub v: ::core::ffi::c_ulonglong,
+    /// `[queries, heads * head_dim]` bf16
+    pub o: ::core::ffi::c_ulonglong,
+    /// `[queries, heads]` f32
+    pub lse: ::core::ffi::c_ulonglong,
+    /// Four u32 for each: first query, queries, first key, keys.
+    pub segments: ::core::ffi::c_ulonglong,
+    /// Numbers from a row to the next.
+    pub q_stride: ::core::ffi::c_ulonglong,
+    /// Numbers from a row to the next.
+    pub k_stride: ::core::ffi::c_ulonglong,
+    /// Numbers from a row to the next.
+    pub v_stride: ::core::ffi::c_ulonglong,
+    /// Numbers from a row to the next.
+    pub o_stride: ::core::ffi::c_ulonglong,
+    /// Numbers from a row to the next.
+    pub lse_stride: ::core::ffi::c_ulonglong,
+    pub heads: ::core::ffi::c_uint,
+    pub kv_heads: ::core::ffi::c_uint,
+    /// A multiple of 8, at most 256.
+    pub head_dim: ::core::ffi::c_uint,
+    /// 0xffffffff for none.
+    pub window: ::core::ffi::c_uint,
+    pub scale: f32,
+    /// 0 for none.
+    pub soft_cap: f32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of Attention"][::core::mem::size_of::<Attention>() - 112usize];
+    ["Alignment of Attention"][::core::mem::align_of::<Attention>() - 8usize];
+    ["Offset of field: Attention::q"][::core::mem::offset_of!(Attention, q) - 0usize];
+    ["Offset of field: Attention::k"][::core::mem::offset_of!(Attention, k) - 8usize];
+    ["Offset of field: Attention::v"][::core::mem::offset_of!(Attention, v) - 16usize];
+    ["Offset of field: Attention::o"][::core::mem::offset_of!(Attention, o) - 24usize];
+    [
+        "Offset of field: Attention::lse",
+    ][::core::mem::offset_of!(Attention, lse) - 32usize];
+    [
+        "Offset of field: Attention::segments",
+    ][::core::mem::offset_of!(Attention, segments) - 40usize];
+    [
+        "Offset of field: Attention::q_stride",
+    ][::core::mem::offset_of!(Attention, q_stride) - 48usize];
+    [
+        "Offset of field: Attention::k_stride",
+    ][::core::mem::offset_of!(Attention, k_stride) - 56usize];
+    [
+        "Offset of field: Attention::v_stride",
+    ][::core::mem::offset_of!(Attention, v_stride) - 64usize];
+    [
+        "Offset of field: Attention::o_stride",
+    ][::core::mem::offset_of!(Attention, o_stride) - 72usize];
+    [
+        "Offset of field: Attention::lse_stride",
+    ][::core::mem::offset_of!(Attention, lse_stride) - 80usize];
+    [
+        "Offset of field: Attention::heads",
+    ][::core::mem::offset_of!(Attention, heads) - 88usize];
+    [
+        "Offset of field: Attention::kv_heads",
+    ][::core::mem::offset_of!(Attention, kv_heads) - 92usize];
+    [
+        "Offset of field: Attention::head_dim",
+    ][::core::mem::offset_of!(Attention, head_dim) - 96usize];
+    [
+        "Offset of field: Attention::window",
+    ][::core::mem::offset_of!(Attention, window) - 100usize];
+    [
+        "Offset of field: Attention::scale",
+    ][::core::mem::offset_of!(Attention, scale) - 104usize];
+    [
+        "Offset of field: Attention::soft_cap",
+    ][::core::mem::offset_of!(Attention, soft_cap) - 108usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
 pub struct Cast {
     /// `[rows, cols]`
     pub from: ::core::ffi::c_ulonglong,
