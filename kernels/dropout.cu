@@ -32,8 +32,9 @@ KERNEL(THREADS) dropout(const __grid_constant__ Dropout p) {
     const u64 element = 4 * counter + i;
     if (element >= p.rows * p.cols) return;
     const u64 row = element / p.cols, col = element % p.cols, to = row * p.out_stride + col;
-    float value = words[i] < p.threshold ? 0 : bf16_low(x[row * p.x_stride + col]) * p.scale;
-    if (p.add) value += bf16_low(out[to]);
+    // Rounded one by one, as the CPU does it.
+    float value = __fmul_rn(bf16_low(x[row * p.x_stride + col]), words[i] < p.threshold ? 0 : p.scale);
+    if (p.add) value = __fadd_rn(value, bf16_low(out[to]));
     out[to] = (u16)bf16_pair(value, 0);
   }
 }

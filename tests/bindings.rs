@@ -96,9 +96,9 @@ fn compile(text: &str) -> (bool, String) {
     let folder = tempfile::tempdir().unwrap();
     let source: PathBuf = folder.path().join("layout.c");
     fs::write(&source, text).unwrap();
-    let target = "x86_64-unknown-linux-gnu";
+    let target = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
     let mut build = cc::Build::new();
-    build.target(target).host(target).opt_level(0).cargo_metadata(false).std("c11");
+    build.target(&target).host(&target).opt_level(0).cargo_metadata(false).std("c11");
     let mut command = build.include(root().join("ffi")).get_compiler().to_command();
     let output = command.args(["-fsyntax-only".as_ref(), source.as_os_str()]).output().unwrap();
     (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())

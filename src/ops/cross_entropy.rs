@@ -122,12 +122,15 @@ fn run<E: Element>(p: &Params, cpu: &Cpu) {
 }
 
 per_simd! {
-    fn run_row<E: Element, const FUSED: bool>(logits: &mut [E::Real], target: usize, p: &Params) -> f32 {
+    fn run_row<E: Element, const FUSED: bool>(
+        logits: &mut [E::Real], target: usize, p: &Params,
+    ) -> f32 {
         let cap = (p.soft_cap != 0.0).then(|| E::Real::from_f64(f64::from(p.soft_cap)));
         let softmax = Softmax::of::<FUSED>(logits, cap);
         let loss = softmax.sum.ln() + (softmax.max - capped::<_, FUSED>(logits[target], cap));
         if p.has_gradient != 0 {
-            replace::<E, FUSED>(logits, target, softmax, cap, E::Real::from_f64(f64::from(p.scale)));
+            let scale = E::Real::from_f64(f64::from(p.scale));
+            replace::<E, FUSED>(logits, target, softmax, cap, scale);
         }
         loss.to_f64() as f32
     }

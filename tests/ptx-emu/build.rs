@@ -2,5 +2,7 @@
 //! gets it.
 
 fn main() {
-    println!("cargo::rustc-cdylib-link-arg=-Wl,-soname,libcuda.so");
+    if std::env::var("CARGO_CFG_TARGET_OS").is_ok_and(|system| system == "linux") {
+        println!("cargo::rustc-cdylib-link-arg=-Wl,-soname,libcuda.so");
+    }
 }

@@ -307,7 +307,9 @@ per_simd! {
 
 per_simd! {
     /// From q·k and dP to P and scale·dS; not masked yet.
-    fn probabilities<R: Real, const FUSED: bool>(s: &mut [R], ds: &mut [R], lse: &[R], delta: &[R], scale: R) {
+    fn probabilities<R: Real, const FUSED: bool>(
+        s: &mut [R], ds: &mut [R], lse: &[R], delta: &[R], scale: R,
+    ) {
         for (s, ds) in s.chunks_exact_mut(QUERIES).zip(ds.chunks_exact_mut(QUERIES)) {
             for (((s, ds), lse), delta) in s.iter_mut().zip(ds).zip(lse).zip(delta) {
                 let p = s.multiply_add::<FUSED>(scale, -*lse).exp::<FUSED>();

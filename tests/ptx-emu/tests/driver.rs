@@ -1,4 +1,5 @@
 //! A program over cudarc on the stand-in driver.
+#![cfg(target_os = "linux")]
 
 mod common;
 

@@ -1,4 +1,5 @@
 //! Pinned memory belongs to a copy until the copy is done.
+#![cfg(target_os = "linux")]
 
 mod common;
 

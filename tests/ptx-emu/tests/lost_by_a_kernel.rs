@@ -1,4 +1,5 @@
 //! A kernel that does what no kernel may loses the device, as a real one would be lost.
+#![cfg(target_os = "linux")]
 
 mod common;
 

@@ -135,7 +135,13 @@ impl Warp {
             Operation::Branch(target) => return Ok(Flow::Branch(*target as usize, lanes)),
             Operation::Exit => return Ok(Flow::Exit(lanes)),
             Operation::Barrier => return self.wait(room, pc, lanes),
-            Operation::WarpBarrier(_) => self.epoch += 1,
+            Operation::WarpBarrier(mask) => {
+                if lanes != 0 {
+                    let mask = self.registers.words(*mask)[lanes.trailing_zeros() as usize];
+                    self.check_mask(room, pc, lanes, mask);
+                }
+                self.epoch += 1;
+            }
             Operation::Fence => (),
             Operation::Load { space, ty, to, from } => {
                 self.load(room, pc, lanes, (*space, *ty), to, *from)?;
