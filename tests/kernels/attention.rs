@@ -1,11 +1,11 @@
 //! Attention over packed records, with heads that share keys, windows and soft caps.
 
 use ptx_emu::Order;
-use qlora_train::device::{Act, Buf, Device, Dtype};
+use qlora_train::device::{Act, Buf, Dtype};
 use qlora_train::ffi::Attention;
 use qlora_train::ops::attention::{Attention as OnCpu, Heads, Segment, forward, lse_dtype};
 
-use super::{Card, Grid, ORDERS, assert_near, bf16_bytes, numbers};
+use super::{Card, Exact, Grid, ORDERS, assert_near, bf16_bytes, numbers};
 
 /// What is attended to.
 #[derive(Debug, Clone, Copy)]
@@ -75,14 +75,9 @@ impl Case {
 
 /// o and lse by the CPU in f64.
 fn exact(case: &Case) -> [Vec<f64>; 2] {
-    let device = Device::cpu(1, Dtype::F64, u64::MAX);
-    let act = |numbers: &[f32]| {
-        let numbers: Vec<f64> = numbers.iter().map(|x| f64::from(*x)).collect();
-        let mut act = device.alloc_act("test", numbers.len()).unwrap();
-        device.upload(bytemuck::cast_slice(&numbers), act.bytes_mut());
-        act
-    };
-    let [q, k, v] = case.inputs().map(|numbers| act(&numbers));
+    let exact = Exact::new();
+    let device = &exact.0;
+    let [q, k, v] = case.inputs().map(|numbers| exact.act(&numbers));
     let segments = case.segments();
     let mut on_device: Buf<Segment> = device.alloc("test", segments.len()).unwrap();
     device.upload(&segments, &mut on_device);
@@ -96,13 +91,13 @@ fn exact(case: &Case) -> [Vec<f64>; 2] {
         longest: case.longest() as usize,
     };
     let (queries, keys) = (case.queries(), case.keys());
-    let mut o = act(&vec![0.0; q.len()]);
+    let mut o = exact.act(&vec![0.0; q.len()]);
     let lse_len = queries * case.heads.heads;
     let mut lse = device.alloc_dense("test", lse_len, lse_dtype(Dtype::F64)).unwrap();
     let view = |act: &Act, rows: usize| act.len() / rows;
     let (q_cols, k_cols) = (view(&q, queries), view(&k, keys));
     forward(
-        &device,
+        device,
         &attention,
         q.view(queries, q_cols),
         k.view(keys, k_cols),
@@ -110,11 +105,7 @@ fn exact(case: &Case) -> [Vec<f64>; 2] {
         o.view_mut(queries, q_cols),
         lse.view_mut(queries, case.heads.heads),
     );
-    [o, lse].map(|act| {
-        let mut numbers = vec![0.0_f64; act.len()];
-        device.download(act.bytes(), bytemuck::cast_slice_mut(&mut numbers));
-        numbers
-    })
+    [o, lse].map(|act| exact.numbers(&act))
 }
 
 #[test]

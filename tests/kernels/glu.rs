@@ -1,11 +1,10 @@
 //! Gated units, forward and backward.
 
 use ptx_emu::Order;
-use qlora_train::device::{Device, Dtype};
 use qlora_train::ffi::Glu;
 use qlora_train::ops::glu::{self, Activation};
 
-use super::{Card, Grid, ORDERS, assert_near, bf16_bytes, numbers};
+use super::{Card, Exact, Grid, ORDERS, assert_near, bf16_bytes, numbers};
 
 const ACTIVATIONS: [Activation; 3] = [Activation::Silu, Activation::GeluTanh, Activation::Gelu];
 
@@ -16,22 +15,14 @@ fn gates_and_ups(rows: usize, width: usize) -> Vec<f32> {
 
 /// h, the gradients of gates and ups, by the CPU in f64.
 fn exact(activation: Activation, (rows, width): (usize, usize)) -> [Vec<f64>; 2] {
-    let device = Device::cpu(1, Dtype::F64, u64::MAX);
-    let act = |numbers: &[f32]| {
-        let numbers: Vec<f64> = numbers.iter().map(|x| f64::from(*x)).collect();
-        let mut act = device.alloc_act("test", numbers.len()).unwrap();
-        device.upload(bytemuck::cast_slice(&numbers), act.bytes_mut());
-        act
-    };
-    let (gate_up, mut dh) = (act(&gates_and_ups(rows, width)), act(&numbers(2, rows * width)));
-    let mut d_gate_up = act(&vec![0.0; rows * 2 * width]);
+    let exact = Exact::new();
+    let device = &exact.0;
+    let (gate_up, mut dh) =
+        (exact.act(&gates_and_ups(rows, width)), exact.act(&numbers(2, rows * width)));
+    let mut d_gate_up = exact.act(&vec![0.0; rows * 2 * width]);
     let (wide, narrow) = (gate_up.view(rows, 2 * width), dh.view_mut(rows, width));
-    glu::backward(&device, wide, activation, narrow, d_gate_up.view_mut(rows, 2 * width));
-    [dh, d_gate_up].map(|act| {
-        let mut numbers = vec![0.0_f64; act.len()];
-        device.download(act.bytes(), bytemuck::cast_slice_mut(&mut numbers));
-        numbers
-    })
+    glu::backward(device, wide, activation, narrow, d_gate_up.view_mut(rows, 2 * width));
+    [dh, d_gate_up].map(|act| exact.numbers(&act))
 }
 
 #[test]

@@ -18,6 +18,7 @@ mod sum_squares;
 use half::bf16;
 use ptx_emu::ptx::Module;
 use ptx_emu::{Counters, DeviceMemory, Launch, Order};
+use qlora_train::device::{Act, Device, Dtype};
 use qlora_train::ffi::IMAGES;
 
 /// The orders that a kernel must not depend on.
@@ -93,6 +94,28 @@ impl Card {
         let report = launch.run(&mut self.memory);
         assert_eq!(report.findings, [], "{} in {order:?}", grid.kernel);
         self.counters = report.counters;
+    }
+}
+
+/// The CPU in f64, where it is what a kernel is held against.
+struct Exact(Device);
+
+impl Exact {
+    fn new() -> Self {
+        Self(Device::cpu(1, Dtype::F64, u64::MAX))
+    }
+
+    fn act(&self, numbers: &[f32]) -> Act {
+        let numbers: Vec<f64> = numbers.iter().map(|x| f64::from(*x)).collect();
+        let mut act = self.0.alloc_act("test", numbers.len()).unwrap();
+        self.0.upload(bytemuck::cast_slice(&numbers), act.bytes_mut());
+        act
+    }
+
+    fn numbers(&self, act: &Act) -> Vec<f64> {
+        let mut numbers = vec![0.0_f64; act.len()];
+        self.0.download(act.bytes(), bytemuck::cast_slice_mut(&mut numbers));
+        numbers
     }
 }
 
