@@ -1,6 +1,8 @@
 /* Every struct of the boundary between host and kernels: what the Rust twins are made of. */
 #include "adamw.h"
+#include "adamw_8bit.h"
 #include "attention.h"
+#include "attention_backward.h"
 #include "cast.h"
 #include "cross_entropy.h"
 #include "dequantize.h"

@@ -1,20 +1,27 @@
-/* out [m, n] (=|+=) alpha * a . b, bf16 in, sums in f32, by one of three kernels:
+/* out [m, n] (=|+=) alpha * (a[0] . b[0] + a[1] . b[1]) + bias + residual, bf16 in, sums in f32 and one
+ * rounding, by one of three kernels:
  *   matmul_nt: a [m, k], b [n, k]    matmul_nn: a [m, k], b [k, n]    matmul_tn: a [k, m], b [k, n]
- * Rows of a and b begin at multiples of 16 bytes; what is between a row's end and the next such multiple is
- * read, and must be 0 where K runs along the rows. */
+ * Rows of a and b begin at multiples of 16 bytes. A second product that is not there has k = 0. */
 #ifndef QLORA_MATMUL_H
 #define QLORA_MATMUL_H
 
 typedef struct Matmul {
   /** bf16 */
-  unsigned long long a;
+  unsigned long long a[2];
   /** bf16 */
-  unsigned long long b;
+  unsigned long long b[2];
   /** `[m, n]` bf16, or f32 if wide */
   unsigned long long out;
-  /** Numbers from a row to the next; of a and b multiples of 8. */
-  unsigned long long a_stride, b_stride, out_stride;
-  unsigned int m, n, k;
+  /** `[n]` f32, or 0 */
+  unsigned long long bias;
+  /** `[m, n]` bf16, or 0 */
+  unsigned long long residual;
+  /** Numbers from a row to the next: multiples of 8. */
+  unsigned long long a_stride[2], b_stride[2];
+  /** Numbers from a row to the next. */
+  unsigned long long out_stride, residual_stride;
+  unsigned int k[2];
+  unsigned int m, n;
   float alpha;
   /** Whether the result is added to what is there. */
   unsigned int add;

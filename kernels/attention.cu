@@ -3,31 +3,11 @@
 // fragments of p . v as they lie. Blocks of keys that no query of the block sees are skipped.
 
 #include "attention.h"
-#include "gpu.cuh"
+#include "attention.cuh"
 
-enum { QUERIES = 64, KEYS = 64, THREADS = 128 };
+enum { QUERIES = 64, KEYS = 64 };
 
 #define NEGATIVE_INFINITY __int_as_float(0xff800000)
-
-struct Segment {
-  u32 q_start, q_len, k_start, k_len;
-};
-
-// Rows of D numbers in shared memory, chunk c of row r at c ^ (r % 8).
-template <int D>
-DEVICE u16 *chunk(u16 *tile, int row, int chunk) {
-  return tile + row * D + ((chunk ^ (row & 7)) << 3);
-}
-
-// Starts the copy of 64 rows of a head; rows beyond `rows` and numbers beyond `head_dim` become 0.
-template <int D>
-DEVICE void fetch(u16 *tile, const u16 *from, u64 stride, u32 rows, u32 head_dim) {
-  for (int i = threadIdx.x; i < 64 * (D / 8); i += THREADS) {
-    const u32 row = i / (D / 8), c = i % (D / 8);
-    const bool there = row < rows && c * 8 < head_dim;
-    copy_async(chunk<D>(tile, row, c), from + (there ? row * stride + c * 8 : 0), there);
-  }
-}
 
 // Maximum or sum over the four lanes that share a row.
 DEVICE float max_of_row(float x) {
@@ -153,7 +133,7 @@ DEVICE void run(const Attention &p) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   // The queries pass through the memory of the keys into registers.
   const u16 *q = (const u16 *)p.q + (u64)(segment.q_start + first) * p.q_stride + head * p.head_dim;
-  fetch<D>(keys, q, p.q_stride, segment.q_len - first, p.head_dim);
+  fetch<D, 64>(keys, q, p.q_stride, segment.q_len - first, p.head_dim);
   copy_commit();
   copy_wait<0>();
   __syncthreads();
@@ -169,8 +149,8 @@ DEVICE void run(const Attention &p) {
     __syncthreads();
     const u64 row = segment.k_start + key;
     const u32 there = segment.k_len - key;
-    fetch<D>(keys, (const u16 *)p.k + row * p.k_stride + kv_head * p.head_dim, p.k_stride, there, p.head_dim);
-    fetch<D>(values, (const u16 *)p.v + row * p.v_stride + kv_head * p.head_dim, p.v_stride, there, p.head_dim);
+    fetch<D, 64>(keys, (const u16 *)p.k + row * p.k_stride + kv_head * p.head_dim, p.k_stride, there, p.head_dim);
+    fetch<D, 64>(values, (const u16 *)p.v + row * p.v_stride + kv_head * p.head_dim, p.v_stride, there, p.head_dim);
     copy_commit();
     copy_wait<0>();
     __syncthreads();

@@ -1,4 +1,4 @@
-// A matrix from one element to another: a block for each row, a number to a thread.
+// A matrix from one element to another: blocks in x have a row each, those in y share its columns.
 
 #include "gpu.cuh"
 #include "cast.h"
@@ -10,7 +10,7 @@ DEVICE float get(const Cast &p, u64 at) {
 }
 
 KERNEL(THREADS) cast(const __grid_constant__ Cast p) {
-  for (u64 col = threadIdx.x; col < p.cols; col += THREADS) {
+  for (u64 col = (u64)blockIdx.y * THREADS + threadIdx.x; col < p.cols; col += gridDim.y * THREADS) {
     const float value = get(p, blockIdx.x * p.from_stride + col);
     const u64 to = blockIdx.x * p.to_stride + col;
     if (p.to_wide)

@@ -36,10 +36,9 @@ DEVICE float sum_of_warp(float x) {
 
 DEVICE u32 shared_address(const void *p) { return (u32)__cvta_generic_to_shared(p); }
 
-// 16 bytes from global to shared memory; zeros if they are not there.
-DEVICE void copy_async(void *to, const void *from, bool there) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from),
-               "r"(there ? 16 : 0)
+// The first `bytes` bytes of 16 from global to shared memory, and zeros for the others.
+DEVICE void copy_async(void *to, const void *from, u32 bytes) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from), "r"(bytes)
                : "memory");
 }
 

@@ -3,6 +3,8 @@
 // memory: a tile is 64 rows of eight 16-byte chunks, and chunk c of row r lies at c ^ (r % 8), so that
 // the eight rows that ldmatrix reads at once are in different banks.
 //
+// A second product goes on in the same sums: LoRA's columns ride in the product of the weight.
+//
 // Where K runs along the rows of an operand, ldmatrix gives the fragments as they are; where it runs across
 // them, the tile is stored as it comes and transposed by ldmatrix.trans.
 
@@ -28,15 +30,14 @@ struct Matrix {
   u32 rows, cols;
 };
 
-// Starts the copy of 64 x 64 numbers from row `row` and column `col` on. A row's end within a chunk is
-// the end of what may be read: rows are padded to chunks.
+// Starts the copy of 64 x 64 numbers from row `row` and column `col` on; what is beyond the matrix is 0.
 DEVICE void fetch(Tile &tile, const Matrix &from, u32 row, u32 col) {
 #pragma unroll
   for (int i = 0; i < 64 * 8 / THREADS; i++) {
     const int r = (threadIdx.x + i * THREADS) / 8, c = (threadIdx.x + i * THREADS) % 8;
-    const bool there = row + r < from.rows && col + c * 8 < from.cols;
-    const u64 at = there ? (row + r) * from.stride + col + c * 8 : 0;
-    copy_async(chunk(tile, r, c), from.numbers + at, there);
+    const u32 left = row + r < from.rows && col + c * 8 < from.cols ? from.cols - col - c * 8 : 0;
+    const u64 at = left > 0 ? (row + r) * from.stride + col + c * 8 : 0;
+    copy_async(chunk(tile, r, c), from.numbers + at, min(left, 8u) * 2);
   }
 }
 
@@ -60,10 +61,12 @@ DEVICE void right_fragments(u32 (&to)[4], Tile &tile, int col, int k) {
     load_matrices(to, chunk(tile, col + eight + third * 8, k / 8 + second));
 }
 
-DEVICE void put(const Matmul &p, u32 row, u32 col, float value) {
+DEVICE void put(const Matmul &p, u32 row, u32 col, float sum) {
   if (row >= p.m || col >= p.n) return;
   const u64 at = row * p.out_stride + col;
-  value *= p.alpha;
+  float value = sum * p.alpha;
+  if (p.bias) value += ((const float *)p.bias)[col];
+  if (p.residual) value += bf16_low(((const u16 *)p.residual)[row * p.residual_stride + col]);
   if (p.wide) {
     float *out = (float *)p.out + at;
     *out = p.add ? *out + value : value;
@@ -74,25 +77,34 @@ DEVICE void put(const Matmul &p, u32 row, u32 col, float value) {
   }
 }
 
+// The left operand of a product, or the right one: `size` numbers of the result by k.
+DEVICE Matrix operand(u64 numbers, u64 stride, u32 size, u32 k, bool across) {
+  return {(const u16 *)numbers, stride, across ? k : size, across ? size : k};
+}
+
 // a is stored [k, m] if A_ACROSS, b [k, n] if B_ACROSS.
 template <bool A_ACROSS, bool B_ACROSS>
 DEVICE void run(const Matmul &p) {
   extern __shared__ __align__(128) u8 memory[];
   Shared &s = *(Shared *)memory;
-  const Matrix a = {(const u16 *)p.a, p.a_stride, A_ACROSS ? p.k : p.m, A_ACROSS ? p.m : p.k};
-  const Matrix b = {(const u16 *)p.b, p.b_stride, B_ACROSS ? p.k : p.n, B_ACROSS ? p.n : p.k};
   const u32 m0 = blockIdx.y * TILE, n0 = blockIdx.x * TILE;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int wm = warp / 2 * 32, wn = warp % 2 * 32;
   float sums[2][4][4] = {};
-  const auto fetch_both = [&](int stage, u32 k) {
+  // The depth is that of the first product, in whole tiles, and then that of the second.
+  const u32 first = (p.k[0] + DEPTH - 1) / DEPTH, tiles = first + (p.k[1] + DEPTH - 1) / DEPTH;
+  const auto fetch_both = [&](int stage, u32 tile) {
+    const int i = tile >= first;
+    const u32 k = (i ? tile - first : tile) * DEPTH, depth = i ? p.k[1] : p.k[0];
+    const Matrix a = operand(i ? p.a[1] : p.a[0], i ? p.a_stride[1] : p.a_stride[0], p.m, depth, A_ACROSS);
+    const Matrix b = operand(i ? p.b[1] : p.b[0], i ? p.b_stride[1] : p.b_stride[0], p.n, depth, B_ACROSS);
     fetch(s.a[stage], a, A_ACROSS ? k : m0, A_ACROSS ? m0 : k);
     fetch(s.b[stage], b, B_ACROSS ? k : n0, B_ACROSS ? n0 : k);
   };
-  fetch_both(0, 0);
+  if (tiles > 0) fetch_both(0, 0);
   copy_commit();
-  for (u32 k = 0, stage = 0; k < p.k; k += DEPTH, stage ^= 1) {
-    if (k + DEPTH < p.k) fetch_both(stage ^ 1, k + DEPTH);
+  for (u32 tile = 0, stage = 0; tile < tiles; tile++, stage ^= 1) {
+    if (tile + 1 < tiles) fetch_both(stage ^ 1, tile + 1);
     copy_commit();
     copy_wait<1>();
     __syncthreads();

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 OPTIONS = ["--gpu-architecture=compute_80", "--std=c++17", "--generate-line-info"]
 KERNELS = sorted((ROOT / "kernels").glob("*.cu"))
 TESTS = sorted((ROOT / "tests/ptx-emu/tests/kernels").glob("*.cu"))
-HEADERS = [ROOT / "kernels/gpu.cuh", *sorted((ROOT / "ffi").glob("*.h"))]
+HEADERS = [*sorted((ROOT / "kernels").glob("*.cuh")), *sorted((ROOT / "ffi").glob("*.h"))]
 PREBUILT = ROOT / "kernels/prebuilt"
 
 

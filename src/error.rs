@@ -2,8 +2,8 @@
 //!
 //! - The user's mistake is [`Error::Input`]: it names the place (file, line, field, tensor or flag)
 //!   and says what to do.
-//! - The machine's failure is [`Error::Io`] or [`Error::OutOfMemory`]; the latter is typed so that
-//!   the caller can print the memory plan beside it.
+//! - The machine's failure is [`Error::Io`], [`Error::Device`] or [`Error::OutOfMemory`]; the last is
+//!   typed so that the caller can print the memory plan beside it.
 //! - The programmer's mistake is an assertion with both values, never an `Error`.
 //!
 //! A stop by signal is [`Error::Interrupted`]: not a failure, but an end that the exit code tells.
@@ -41,6 +41,14 @@ pub enum Error {
         bytes: u64,
         /// Bytes left.
         available: u64,
+    },
+    /// A device cannot do what it was asked for, or failed at it.
+    #[error("{device}: {what}")]
+    Device {
+        /// The device, as `--device` names it.
+        device: String,
+        /// What went wrong, and what to do where something can be done.
+        what: String,
     },
     /// SIGINT or SIGTERM arrived and the work was put in order before the stop.
     #[error("stopped by signal {signal}")]

@@ -16,29 +16,45 @@ pub use bindings::*;
 pub struct Image {
     /// The operation: the stem of its files.
     pub name: &'static str,
+    /// The kernels in it.
+    pub kernels: &'static [&'static str],
     /// The text.
     pub ptx: &'static str,
 }
 
-macro_rules! image {
-    ($name:literal) => {
-        Image { name: $name, ptx: include_str!(concat!("../kernels/prebuilt/", $name, ".ptx")) }
+macro_rules! images {
+    ($($name:literal: $kernels:expr,)*) => {
+        &[$(Image {
+            name: $name,
+            kernels: &$kernels,
+            ptx: include_str!(concat!("../kernels/prebuilt/", $name, ".ptx")),
+        },)*]
     };
 }
 
 /// All images.
-pub const IMAGES: [Image; 13] = [
-    image!("adamw"),
-    image!("attention"),
-    image!("cast"),
-    image!("cross_entropy"),
-    image!("dequantize"),
-    image!("dropout"),
-    image!("embedding"),
-    image!("glu"),
-    image!("matmul"),
-    image!("rmsnorm"),
-    image!("rope"),
-    image!("rows"),
-    image!("sum_squares"),
-];
+pub const IMAGES: &[Image] = images! {
+    "adamw": ["adamw"],
+    "adamw_8bit": ["adamw_8bit"],
+    "attention": ["attention_64", "attention_128", "attention_256"],
+    "attention_backward": [
+        "attention_delta",
+        "attention_backward_q_64",
+        "attention_backward_q_128",
+        "attention_backward_q_256",
+        "attention_backward_kv_64",
+        "attention_backward_kv_128",
+        "attention_backward_kv_256",
+    ],
+    "cast": ["cast"],
+    "cross_entropy": ["cross_entropy"],
+    "dequantize": ["dequantize"],
+    "dropout": ["dropout"],
+    "embedding": ["embedding"],
+    "glu": ["glu", "glu_backward"],
+    "matmul": ["matmul_nt", "matmul_nn", "matmul_tn"],
+    "rmsnorm": ["rmsnorm", "rmsnorm_backward"],
+    "rope": ["rope"],
+    "rows": ["gather_rows", "scatter_rows", "add_rows"],
+    "sum_squares": ["sum_squares", "sum_squares_total"],
+};

@@ -42,7 +42,7 @@ const BLOCK_BYTES: usize = BLOCK / 2;
 
 /// Divisors below this one (f32, subnormal) are raised to it, so that a block of zeros divides.
 /// A short last block also stores the raised scale; a whole block stores 0.
-const SMALLEST_DIVISOR: f32 = 1e-38;
+pub const SMALLEST_DIVISOR: f32 = 1e-38;
 
 /// Which sixteen values the four-bit codes stand for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -7,7 +7,7 @@ use std::mem::offset_of;
 use std::path::{Path, PathBuf};
 
 use qlora_train::ffi::{
-    Adamw, Attention, Cast, CrossEntropy, Dequantize, Dropout, Embedding, Glu, Matmul, Rmsnorm,
+    Adamw, Adamw8bit, Attention, AttentionBackward, Cast, CrossEntropy, Dequantize, Dropout, Embedding, Glu, Matmul, Rmsnorm,
     Rope, Rows, SumSquares,
 };
 
@@ -61,6 +61,15 @@ macro_rules! asserts {
 fn a_c_compiler_lays_structs_out_in_the_same_way() {
     let text = asserts! {
         Adamw { values, grads, m, v, len, beta1, beta2, clip, keep, size, root, epsilon }
+        Adamw8bit {
+            values, grads, m, v, m_absmax, v_absmax, signed_map, unsigned_map, len, beta1, beta2, clip, keep,
+            size, root, epsilon, smallest,
+        }
+        AttentionBackward {
+            q, k, v, o, d_o, lse, delta, segments, dq, dk, dv, q_stride, k_stride, v_stride, o_stride,
+            d_o_stride, lse_stride, dq_stride, dk_stride, dv_stride, heads, kv_heads, head_dim, window,
+            scale, soft_cap,
+        }
         Attention {
             q, k, v, o, lse, segments, q_stride, k_stride, v_stride, o_stride, lse_stride, heads,
             kv_heads, head_dim, window, scale, soft_cap,
@@ -79,7 +88,10 @@ fn a_c_compiler_lays_structs_out_in_the_same_way() {
         }
         Rope { x, tables, x_stride, table_stride, heads, head_dim, half, backward }
         Dequantize { codes, absmax, nested_absmax, map, out, values, offset, book }
-        Matmul { a, b, out, a_stride, b_stride, out_stride, m, n, k, alpha, add, wide }
+        Matmul {
+            a, b, out, bias, residual, a_stride, b_stride, out_stride, residual_stride, k, m, n, alpha, add,
+            wide,
+        }
         Rmsnorm {
             x, weight, out, dy, x_stride, out_stride, dy_stride, groups, width, eps, center, add,
         }

@@ -247,7 +247,7 @@ fn an_adapter_of_some_layers_is_written_on_for_these_layers_only() {
     let mut adapter = Adapter::read(&folder.join("adapter")).unwrap();
     let named = |adapter: &Adapter| {
         let config = Config::read(&folder.join("config.json")).unwrap();
-        let device = Device::plan(1, Dtype::F32, u64::MAX);
+        let device = Device::plan(Hardware::Cpu { threads: 1 }, Dtype::F32, u64::MAX);
         let mut decoder = load(&device, config, None, Quantization::None).unwrap();
         lora::attach_adapter(&mut decoder, adapter, &folder, 0.0).unwrap().config.target_modules
     };

@@ -2,10 +2,12 @@
 
 use clap::Args;
 use qlora_train::device::Simd;
-use serde_json::json;
+use qlora_train::device::cuda::{self, Card};
+use qlora_train::error::Error;
+use serde_json::{Value, json};
 use sysinfo::System;
 
-use super::machine::{available_memory, cores, total_memory};
+use super::machine::{available_memory, cores, described, total_memory};
 use super::output;
 use super::table::mib;
 
@@ -25,25 +27,48 @@ pub fn run(args: &DoctorArgs) -> anyhow::Result<()> {
     let (version, system) = (env!("CARGO_PKG_VERSION"), system());
     let (simd, threads) = (Simd::detect(), cores());
     let (total, available) = (total_memory(), available_memory());
+    let gpu = cuda::look(0);
+    let device = if gpu.is_ok() { "cuda:0" } else { "cpu" };
     if args.json {
         return output::json(&json!({
             "version": version,
             "system": system,
-            "gpu": { "found": false, "kernels": false },
+            "gpu": gpu_json(&gpu),
             "cpu": { "threads": threads, "instructions": spelled(simd) },
             "memory": { "total_bytes": total, "available_bytes": available },
-            "device": "cpu",
+            "device": device,
         }));
     }
     output::result(format_args!("qlora-train {version} on {system}"))?;
-    output::result("GPU      none is used: this build has no GPU kernels")?;
+    output::result(match &gpu {
+        Ok(card) => format!("GPU      {}, {} MiB; {KERNELS}", described(card), mib(card.memory)),
+        Err(Error::Device { what, .. }) => format!("GPU      none is used: {what}"),
+        Err(error) => format!("GPU      none is used: {error}"),
+    })?;
     output::result(format_args!("CPU      {threads} threads, {}", told(simd)))?;
     output::result(format_args!(
         "memory   {} MiB available of {} MiB; runs may use what is available, or --memory-budget",
         mib(available),
         mib(total)
     ))?;
-    output::result("device   cpu will be used (--device auto)")
+    output::result(format_args!("device   {device} will be used (--device auto)"))
+}
+
+/// Where the code of a GPU comes from.
+const KERNELS: &str = "kernels: the PTX in this program, compiled by the driver";
+
+fn gpu_json(gpu: &Result<Card, Error>) -> Value {
+    match gpu {
+        Ok(card) => json!({
+            "found": true,
+            "name": card.name,
+            "compute_capability": format!("{}.{}", card.capability.0, card.capability.1),
+            "driver": card.driver,
+            "memory_bytes": card.memory,
+            "kernels": "ptx",
+        }),
+        Err(error) => json!({ "found": false, "why": error.to_string() }),
+    }
 }
 
 fn system() -> String {

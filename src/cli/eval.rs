@@ -65,7 +65,7 @@ pub fn run(args: &EvalArgs) -> anyhow::Result<()> {
     let opened = open(args.model.as_deref().ok_or_else(missing)?)?;
     let adapters = args.adapter.iter().map(|folder| read(folder)).collect::<Result<Vec<_>, _>>()?;
     let (data, seq_len) = load_data(args, &opened)?;
-    let device = machine.open();
+    let device = machine.open()?;
     let quantization = args.base.quantization();
     let mut decoder = load(&device, opened.config.clone(), Some(&opened.weights), quantization)?;
     let mut results = Vec::new();

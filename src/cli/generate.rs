@@ -192,7 +192,7 @@ fn load_session(
     let adapter =
         args.adapter.as_deref().map(|folder| Ok::<_, Error>((Adapter::read(folder)?, folder)));
     let adapter = adapter.transpose()?;
-    let device = machine.open();
+    let device = machine.open()?;
     let quantization = args.base.quantization();
     let mut decoder = load(&device, opened.config.clone(), Some(&opened.weights), quantization)?;
     let index = match &adapter {

@@ -2,7 +2,8 @@
 
 use std::thread::available_parallelism;
 
-use qlora_train::device::{Device, Dtype};
+use qlora_train::device::cuda::{self, Card};
+use qlora_train::device::{Device, Dtype, Hardware};
 use qlora_train::error::{Error, Place};
 use sysinfo::System;
 
@@ -11,57 +12,135 @@ use super::output;
 use super::values::DeviceName;
 
 /// The machine as far as a run may use it.
-#[derive(Debug, Clone, Copy)]
 pub struct Machine {
-    /// Threads of the CPU.
-    pub threads: usize,
+    /// What computes.
+    pub hardware: Hardware,
     /// Element of activations.
     pub dtype: Dtype,
     /// Bytes that may be taken.
     pub budget: u64,
+    /// What was chosen and why, for people.
+    told: String,
+    /// The GPU, where it had to be opened to see how much of it is free.
+    gpu: Option<Device>,
 }
 
 impl DeviceFlags {
     /// The machine that these flags mean; starts the threads that work on files.
     ///
     /// # Errors
-    /// A device that this program or this machine does not have.
-    pub fn machine(&self) -> anyhow::Result<Machine> {
-        if let DeviceName::Cuda(_) = self.device {
-            let what = "this build has no GPU kernels: use --device cpu";
-            return Err(Error::input(Place::flag("--device"), what).into());
+    /// A device that this machine does not have.
+    pub fn machine(&self) -> Result<Machine, Error> {
+        let threads = self.start_pool();
+        match (self.device, self.dtype.dtype()) {
+            (DeviceName::Cpu, _) => Ok(self.cpu(threads, "")),
+            (DeviceName::Cuda(_), Dtype::F32) => {
+                let what = "f32 is for the CPU: a GPU computes in bf16";
+                Err(Error::input(Place::flag("--dtype"), what))
+            }
+            (DeviceName::Cuda(ordinal), _) => self.cuda(ordinal as usize),
+            (DeviceName::Auto, Dtype::F32) => Ok(self.cpu(threads, " (auto: --dtype f32)")),
+            (DeviceName::Auto, _) => match cuda::look(0) {
+                Ok(_) => self.cuda(0),
+                Err(error) => Ok(self.cpu(threads, &format!(" (auto: {})", reason(error)))),
+            },
         }
+    }
+
+    /// Starts the threads that work on files for `command`, which computes on the CPU.
+    ///
+    /// # Errors
+    /// Another device was asked for.
+    pub fn start_threads(&self, command: &str) -> Result<(), Error> {
+        self.start_pool();
+        match self.device {
+            DeviceName::Auto | DeviceName::Cpu => Ok(()),
+            DeviceName::Cuda(_) => {
+                let what = format!("{command} works on the CPU: leave the flag out");
+                Err(Error::input(Place::flag("--device"), what))
+            }
+        }
+    }
+
+    fn start_pool(&self) -> usize {
         let threads = self.threads.unwrap_or_else(cores);
         // Only the first call of a process sets the pool; `demo` makes several with equal flags.
         let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
-        Ok(Machine {
-            threads,
-            dtype: self.dtype.dtype(),
+        threads
+    }
+
+    fn cpu(&self, threads: usize, why: &str) -> Machine {
+        let dtype = self.dtype.dtype();
+        let element = if dtype == Dtype::Bf16 { "bf16" } else { "f32" };
+        Machine {
+            hardware: Hardware::Cpu { threads },
+            dtype,
             budget: self.memory_budget.map_or_else(available_memory, |bytes| bytes.0),
-        })
+            told: format!("cpu{why}, {threads} threads, {element} activations"),
+            gpu: None,
+        }
+    }
+
+    /// With a budget, a plan can be made for a GPU that is not here.
+    fn cuda(&self, ordinal: usize) -> Result<Machine, Error> {
+        let hardware = Hardware::Cuda { ordinal };
+        let machine = |budget, told, gpu| Machine { hardware, dtype: Dtype::Bf16, budget, told, gpu };
+        if let Some(budget) = self.memory_budget {
+            return Ok(machine(budget.0, format!("cuda:{ordinal}, bf16 activations"), None));
+        }
+        let card = cuda::look(ordinal).map_err(without_gpu)?;
+        let device = Device::cuda(ordinal, None)?;
+        let told = format!("cuda:{ordinal}, {}, bf16 activations", described(&card));
+        Ok(machine(device.limit(), told, Some(device)))
     }
 }
 
 impl Machine {
     /// Opens the device.
-    pub fn open(&self) -> Device {
-        Device::cpu(self.threads, self.dtype, self.budget)
+    ///
+    /// # Errors
+    /// A GPU that is not here.
+    pub fn open(&self) -> Result<Device, Error> {
+        match (&self.gpu, self.hardware) {
+            (Some(device), _) => Ok(device.clone()),
+            (None, Hardware::Cpu { threads }) => Ok(Device::cpu(threads, self.dtype, self.budget)),
+            (None, Hardware::Cuda { ordinal }) => {
+                Device::cuda(ordinal, Some(self.budget)).map_err(without_gpu)
+            }
+        }
+    }
+
+    /// The device as `--device` names it.
+    pub fn name(&self) -> String {
+        match self.hardware {
+            Hardware::Cpu { .. } => "cpu".to_owned(),
+            Hardware::Cuda { ordinal } => format!("cuda:{ordinal}"),
+        }
     }
 
     /// Says what was chosen.
-    pub fn tell(&self, asked: DeviceName) {
-        let why = match asked {
-            DeviceName::Auto => " (auto: this build has no GPU kernels)",
-            _ => "",
-        };
-        let dtype = match self.dtype {
-            Dtype::Bf16 => "bf16",
-            Dtype::F32 => "f32",
-            Dtype::F64 => "f64",
-        };
-        let threads = self.threads;
-        output::note(format_args!("device: cpu{why}, {threads} threads, {dtype} activations"));
+    pub fn tell(&self) {
+        output::note(format_args!("device: {}", self.told));
     }
+}
+
+/// A GPU in a few words.
+pub fn described(card: &Card) -> String {
+    let (major, minor) = card.capability;
+    format!("{}, compute capability {major}.{minor}", card.name)
+}
+
+/// Why there is no GPU to work with.
+pub fn reason(error: Error) -> String {
+    match error {
+        Error::Device { what, .. } => what,
+        other => other.to_string(),
+    }
+}
+
+fn without_gpu(error: Error) -> Error {
+    let what = format!("{}; --device cpu works without one", reason(error));
+    Error::input(Place::flag("--device"), what)
 }
 
 /// Cores that this process may use.

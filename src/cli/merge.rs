@@ -16,7 +16,7 @@ use qlora_train::checkpoint::bitsandbytes::{CodeBook, FourBit, Scales};
 use qlora_train::checkpoint::folder::OutputFolder;
 use qlora_train::checkpoint::tensors::DType;
 use qlora_train::checkpoint::writer::{Align, TensorSpec, TensorWriter};
-use qlora_train::device::{Device, Dtype};
+use qlora_train::device::{Device, Dtype, Hardware};
 use qlora_train::error::{Error, Place};
 use qlora_train::json;
 use qlora_train::methods::lora;
@@ -63,7 +63,7 @@ pub struct MergeArgs {
 /// # Errors
 /// Whatever is wrong with model or adapter; a folder that holds something.
 pub fn run(args: &MergeArgs) -> anyhow::Result<()> {
-    args.device.machine()?;
+    args.device.start_threads("merge")?;
     let missing = |name: &str| Error::input(Place::flag(name), "missing");
     let opened = open(args.model.as_deref().ok_or_else(|| missing("MODEL"))?)?;
     let adapter_folder = args.adapter.as_deref().ok_or_else(|| missing("--adapter"))?;
@@ -95,7 +95,7 @@ fn shapes(
     adapter: &Adapter,
     folder: &Path,
 ) -> Result<BTreeMap<String, [usize; 2]>, Error> {
-    let device = Device::plan(1, Dtype::Bf16, u64::MAX);
+    let device = Device::plan(Hardware::Cpu { threads: 1 }, Dtype::Bf16, u64::MAX);
     let config = opened.config.clone();
     let mut decoder = load(&device, config, Some(&opened.weights), Quantization::None)?;
     lora::attach_adapter(&mut decoder, adapter, folder, 0.0)?;

@@ -16,6 +16,7 @@ use qlora_train::train::steps::Steps;
 use serde_json::{Value, json};
 
 use super::flags::{TrainFlags, spelled};
+use super::machine::Machine;
 use super::job::{self, larger};
 use super::opened::{Opened, open, read_config, usual_length};
 use super::values::Date;
@@ -79,7 +80,7 @@ pub fn run(args: &PlanArgs) -> anyhow::Result<()> {
     let (config, weights) = (known.config(), known.weights());
     let plan = job::plan(&args.flags, config, weights, &source, limits, &machine)?;
     match args.json {
-        true => output::json(&as_json(args, &plan, limits, seq_len)),
+        true => output::json(&as_json(args, &machine, &plan, limits, seq_len)),
         false => output::result(table::plan(&plan)),
     }
 }
@@ -122,19 +123,25 @@ fn of_data(args: &PlanArgs, known: &Known, seq_len: usize) -> Result<Limits, Err
     Ok(larger(limits, evaluate::limits(&eval.examples, seq_len)))
 }
 
-fn as_json(args: &PlanArgs, plan: &Plan, limits: Limits, seq_len: usize) -> Value {
+fn as_json(
+    args: &PlanArgs,
+    machine: &Machine,
+    plan: &Plan,
+    limits: Limits,
+    seq_len: usize,
+) -> Value {
     let flags = &args.flags;
     json!({
         "categories": table::categories_json(&plan.report),
         "device_bytes": plan.report.total.peak,
-        // The CPU is the device: what is in host memory is counted there.
+        // On the CPU, what is in host memory is counted above; beside a GPU nothing is kept there.
         "host_bytes": 0,
         "disk_bytes": disk_bytes(flags, plan),
         "fits": plan.fits(),
         "choices": {
             "keep": table::choice(plan),
             "kept_layers": plan.keep.blocks.min(plan.layers),
-            "device": "cpu",
+            "device": machine.name(),
             "quantization": spelled(flags.base.quantization),
             "optimizer": spelled(flags.optimizer.optimizer),
             "seq_len": seq_len,

@@ -14,7 +14,7 @@ use qlora_train::checkpoint::bitsandbytes::{self, CodeBook, NewScales, NewWeight
 use qlora_train::checkpoint::folder::OutputFolder;
 use qlora_train::checkpoint::tensors::{DType, Tensor};
 use qlora_train::checkpoint::writer::{Align, TensorSpec, TensorWriter};
-use qlora_train::device::{Device, Dtype};
+use qlora_train::device::{Device, Dtype, Hardware};
 use qlora_train::error::{Error, Place};
 use qlora_train::json;
 use qlora_train::model::load::{NestedScales, Quantization, ScaleForm, encode, load, tables};
@@ -54,7 +54,7 @@ pub struct QuantizeArgs {
 /// # Errors
 /// Whatever is wrong with the model; a folder that holds something.
 pub fn run(args: &QuantizeArgs) -> anyhow::Result<()> {
-    args.device.machine()?;
+    args.device.start_threads("quantize")?;
     let missing = |name: &str| Error::input(Place::flag(name), "missing");
     let opened = open(args.model.as_deref().ok_or_else(|| missing("MODEL"))?)?;
     let path = args.output.as_deref().ok_or_else(|| missing("--output"))?;
@@ -81,7 +81,7 @@ pub fn run(args: &QuantizeArgs) -> anyhow::Result<()> {
 /// The linear maps that a run quantizes, by the loader's own word; on the way it checks that the
 /// model is whole and nothing in it is left over.
 fn linears(opened: &Opened) -> Result<BTreeMap<String, [usize; 2]>, Error> {
-    let device = Device::plan(1, Dtype::Bf16, u64::MAX);
+    let device = Device::plan(Hardware::Cpu { threads: 1 }, Dtype::Bf16, u64::MAX);
     let config = opened.config.clone();
     let decoder = load(&device, config, Some(&opened.weights), Quantization::None)?;
     let linears = decoder.layers.iter().flat_map(|block| block.linears());

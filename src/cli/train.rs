@@ -66,7 +66,7 @@ pub fn run(args: &TrainArgs) -> anyhow::Result<()> {
     let opened = open(named_model(args)?)?;
     let source = flags.method.source()?;
     let mut folder = RunFolder::take(&flags.output.output_dir, flags.output.resume.as_ref())?;
-    machine.tell(flags.device.device);
+    machine.tell();
     source.tell();
     let corpus = Corpus::load(args, &opened, folder.date())?;
     let batching = flags.batch.batching(corpus.seq_len);
@@ -148,7 +148,7 @@ impl Task<'_> {
         if opened.is_four_bit() {
             output::note("the model's 4-bit weights are used as they are stored");
         }
-        let device = self.machine.open();
+        let device = self.machine.open()?;
         let (config, weights) = (opened.config.clone(), Some(&opened.weights));
         let mut decoder = load(&device, config, weights, flags.base.quantization())?;
         let Attached { index, config } = self.source.method().attach(&mut decoder)?;

@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use bytemuck::Pod;
 
+use super::cuda::Region;
 use super::memory::Booking;
 
 /// The element of an activation or a dense weight.
@@ -62,6 +63,16 @@ impl Address {
         self.0.cast()
     }
 
+    /// An address in the memory of a GPU.
+    pub(super) fn of_device(number: u64) -> Self {
+        Self(std::ptr::without_provenance_mut(number as usize))
+    }
+
+    /// The address as the structs of GPU kernels hold it.
+    pub fn number(self) -> u64 {
+        self.0.addr() as u64
+    }
+
     /// The address `bytes` further on.
     pub fn offset(self, bytes: usize) -> Self {
         Self(self.0.wrapping_add(bytes))
@@ -80,6 +91,8 @@ pub(super) enum Storage {
     Shared(HostBytes),
     /// Nowhere: a plan only counts.
     Planned,
+    /// Memory of a GPU.
+    Cuda(Region),
 }
 
 /// One cache line; the unit of host allocations.
@@ -97,6 +110,7 @@ impl Storage {
             Self::Host(lines) => Address(lines.as_ptr().cast_mut().cast()),
             Self::Shared(bytes) => Address((**bytes).as_ref().as_ptr().cast_mut()),
             Self::Planned => Address::NULL,
+            Self::Cuda(region) => region.address(),
         }
     }
 
@@ -105,6 +119,7 @@ impl Storage {
             Self::Host(lines) => Address(lines.as_mut_ptr().cast()),
             Self::Shared(_) => panic!("shared host memory is read only"),
             Self::Planned => Address::NULL,
+            Self::Cuda(region) => region.address(),
         }
     }
 }
@@ -145,7 +160,7 @@ impl<T: Pod> Buf<T> {
     /// The numbers, where the host can see them.
     pub(super) fn host(&self) -> Option<&[T]> {
         let bytes = match &self.storage {
-            Storage::Planned => return None,
+            Storage::Planned | Storage::Cuda(_) => return None,
             Storage::Shared(bytes) => (**bytes).as_ref(),
             Storage::Host(lines) => {
                 // SAFETY: a `Line` is 64 initialized bytes and the allocation holds `len` numbers.
@@ -160,7 +175,7 @@ impl<T: Pod> Buf<T> {
     /// The numbers for writing, where the host can see them.
     pub(super) fn host_mut(&mut self) -> Option<&mut [T]> {
         match &mut self.storage {
-            Storage::Planned => None,
+            Storage::Planned | Storage::Cuda(_) => None,
             Storage::Shared(_) => panic!("shared host memory is read only"),
             Storage::Host(lines) => {
                 let address = lines.as_mut_ptr().cast();

@@ -41,6 +41,16 @@ impl Ledger {
         Arc::new(Self { device: device.into(), limit, report: Mutex::default() })
     }
 
+    /// The device whose book it is.
+    pub fn device(&self) -> &str {
+        &self.device
+    }
+
+    /// Bytes that it has.
+    pub fn limit(&self) -> u64 {
+        self.limit
+    }
+
     /// Books `bytes` under `label`, or refuses with [`Error::OutOfMemory`].
     pub fn book(self: &Arc<Self>, label: &'static str, bytes: u64) -> Result<Booking, Error> {
         let mut report = self.report.lock().expect("no panic while booking");

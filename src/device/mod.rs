@@ -5,15 +5,18 @@
 //! [`Kernel`] is the struct of its parameters, and each device runs it in its own way:
 //!
 //! - [`Cpu`] trains, and is the oracle of every other device;
-//! - [`Plan`] books the bytes that a run would take, through the same calls.
+//! - [`Cuda`] trains on an NVIDIA GPU, through the kernels under `kernels/`;
+//! - [`Plan`] books the bytes that a run would take on either, through the same calls.
 //!
 //! No layer above this one may ask which of them it has. Read [`buffer`] next, then
 //! [`memory`], then any file of `ops`.
 
 pub mod buffer;
 pub mod cpu;
+pub mod cuda;
 pub mod memory;
 pub mod plan;
+pub mod queue;
 
 use std::sync::{Arc, Mutex};
 
@@ -21,18 +24,21 @@ use bytemuck::Pod;
 
 pub use buffer::{Act, Address, Buf, Dtype, HostBytes, Mat, MatMut};
 pub use cpu::{Cpu, ScratchMemory, Simd};
+pub use cuda::Cuda;
 pub use memory::{Ledger, Report};
 pub use plan::Plan;
+pub use queue::{Grid, Queue, has_aligned_rows};
 
 use crate::error::Error;
 use buffer::Storage;
+use queue::Target;
 
 /// One operation with its parameters, as it is handed to a device.
 ///
 /// # Safety
-/// `run_on_cpu` reads and writes through the addresses in the struct. An implementation touches
+/// Both ways to run read and write through the addresses in the struct. An implementation touches
 /// nothing beyond the shapes that the struct states, and writes the same bits for any number of
-/// threads.
+/// threads and any order of blocks.
 pub unsafe trait Kernel: Copy {
     /// The stem: the name of the operation everywhere.
     const NAME: &'static str;
@@ -48,6 +54,16 @@ pub unsafe trait Kernel: Copy {
     /// Every address in the struct is valid for the shape that the struct states, and nothing else
     /// touches what is written during the call.
     unsafe fn run_on_cpu(&self, cpu: &Cpu, scratch: ScratchMemory);
+
+    /// Queues what computes the same on a GPU. A plan reads it, too: nothing but addresses may depend
+    /// on which of them it is.
+    ///
+    /// # Errors
+    /// Scratch that is not to be had, a shape that no GPU kernel takes, a launch that fails.
+    ///
+    /// # Safety
+    /// As for [`run_on_cpu`](Self::run_on_cpu), until what is queued has run.
+    unsafe fn run_on_gpu(&self, queue: &Queue) -> Result<(), Error>;
 }
 
 /// Scratch memory of one launch, in bytes.
@@ -69,6 +85,21 @@ impl Scratch {
     }
 }
 
+/// What a plan is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hardware {
+    /// The CPU.
+    Cpu {
+        /// Threads that it works with.
+        threads: usize,
+    },
+    /// An NVIDIA GPU.
+    Cuda {
+        /// Its number.
+        ordinal: usize,
+    },
+}
+
 /// A device; cloning gives another handle to the same one.
 #[derive(Clone)]
 pub struct Device {
@@ -79,6 +110,7 @@ pub struct Device {
 #[derive(Clone)]
 enum Kind {
     Cpu(Arc<Cpu>),
+    Cuda(Arc<Cuda>),
     Plan(Arc<Plan>),
 }
 
@@ -95,10 +127,21 @@ impl Device {
         Self::new(Kind::Cpu(Arc::new(Cpu::new(threads.max(1), simd, dtype, ledger))))
     }
 
-    /// A plan for a CPU of `threads` threads with activations of `dtype` and `limit` bytes.
-    pub fn plan(threads: usize, dtype: Dtype, limit: u64) -> Self {
-        let ledger = Ledger::new("cpu (planned)", limit);
-        Self::new(Kind::Plan(Arc::new(Plan::new(threads.max(1), dtype, ledger))))
+    /// GPU `ordinal`, with bf16 activations and at most `limit` bytes, or all that is free.
+    ///
+    /// # Errors
+    /// [`Error::Device`] says why there is none to work with.
+    pub fn cuda(ordinal: usize, limit: Option<u64>) -> Result<Self, Error> {
+        Ok(Self::new(Kind::Cuda(Arc::new(Cuda::open(ordinal, limit)?))))
+    }
+
+    /// A plan for `hardware` with activations of `dtype` and `limit` bytes.
+    pub fn plan(hardware: Hardware, dtype: Dtype, limit: u64) -> Self {
+        let name = match hardware {
+            Hardware::Cpu { .. } => "cpu (planned)".to_owned(),
+            Hardware::Cuda { ordinal } => format!("cuda:{ordinal} (planned)"),
+        };
+        Self::new(Kind::Plan(Arc::new(Plan::new(hardware, dtype, Ledger::new(name, limit)))))
     }
 
     fn new(kind: Kind) -> Self {
@@ -109,15 +152,8 @@ impl Device {
     pub fn dtype(&self) -> Dtype {
         match &self.kind {
             Kind::Cpu(cpu) => cpu.dtype,
+            Kind::Cuda(_) => Dtype::Bf16,
             Kind::Plan(plan) => plan.dtype,
-        }
-    }
-
-    /// Threads that a CPU device works with.
-    pub fn threads(&self) -> usize {
-        match &self.kind {
-            Kind::Cpu(cpu) => cpu.threads(),
-            Kind::Plan(plan) => plan.threads(),
         }
     }
 
@@ -135,6 +171,7 @@ impl Device {
         let booking = self.ledger().book(label, bytes as u64)?;
         let storage = match &self.kind {
             Kind::Cpu(_) => Storage::host(bytes),
+            Kind::Cuda(cuda) => Storage::Cuda(cuda.alloc(label, bytes)?),
             Kind::Plan(_) => Storage::Planned,
         };
         Ok(Buf::new(storage, len, booking))
@@ -192,8 +229,17 @@ impl Device {
             return Ok(Buf::new(Storage::Shared(bytes), len, booking));
         }
         let mut buf = self.alloc::<T>(label, len)?;
-        if let Some(host) = buf.host_mut() {
-            bytemuck::cast_slice_mut(host).copy_from_slice(view);
+        match &self.kind {
+            // A plan has no need of the bytes, which may not have been read from the disk yet.
+            Kind::Plan(_) => {}
+            // SAFETY: the buffer holds `len` numbers.
+            Kind::Cuda(cuda) => unsafe {
+                cuda.upload(&view[..len * size_of::<T>()], buf.address_mut())?;
+            },
+            Kind::Cpu(_) => {
+                let host = buf.host_mut().expect("the CPU sees its memory");
+                bytemuck::cast_slice_mut(host).copy_from_slice(view);
+            }
         }
         Ok(buf)
     }
@@ -201,24 +247,48 @@ impl Device {
     /// Copies `from` to the start of `to`.
     pub fn upload<T: Pod>(&self, from: &[T], to: &mut Buf<T>) {
         assert!(from.len() <= to.len(), "{} numbers into {}", from.len(), to.len());
-        if let Some(host) = to.host_mut() {
-            host[..from.len()].copy_from_slice(from);
+        match &self.kind {
+            // SAFETY: the buffer is as long as asserted.
+            Kind::Cuda(cuda) => self.note(unsafe {
+                cuda.upload(bytemuck::cast_slice(from), to.address_mut())
+            }),
+            Kind::Cpu(_) | Kind::Plan(_) => {
+                if let Some(host) = to.host_mut() {
+                    host[..from.len()].copy_from_slice(from);
+                }
+            }
         }
     }
 
-    /// Copies the start of `from` to `to`; a plan gives zeros.
+    /// Copies the start of `from` to `to`; a plan gives zeros, and so does a device that has failed.
     pub fn download<T: Pod>(&self, from: &Buf<T>, to: &mut [T]) {
         assert!(to.len() <= from.len(), "{} numbers of {}", to.len(), from.len());
-        match from.host() {
-            Some(host) => to.copy_from_slice(&host[..to.len()]),
-            None => to.fill(T::zeroed()),
+        match (&self.kind, from.host()) {
+            (Kind::Cuda(cuda), _) => {
+                // SAFETY: the buffer is as long as asserted.
+                let copied =
+                    unsafe { cuda.download(from.address(), bytemuck::cast_slice_mut(to)) };
+                if copied.is_err() {
+                    to.fill(T::zeroed());
+                }
+                self.note(copied);
+            }
+            (_, Some(host)) => to.copy_from_slice(&host[..to.len()]),
+            (_, None) => to.fill(T::zeroed()),
         }
     }
 
     /// Sets every number to zero.
     pub fn zero<T: Pod>(&self, buf: &mut Buf<T>) {
-        if let Some(host) = buf.host_mut() {
-            host.fill(T::zeroed());
+        let bytes = buf.len() * size_of::<T>();
+        match &self.kind {
+            // SAFETY: the buffer is as long as that.
+            Kind::Cuda(cuda) => self.note(unsafe { cuda.zero(buf.address_mut(), bytes) }),
+            Kind::Cpu(_) | Kind::Plan(_) => {
+                if let Some(host) = buf.host_mut() {
+                    host.fill(T::zeroed());
+                }
+            }
         }
     }
 
@@ -230,8 +300,9 @@ impl Device {
     pub fn reserve_scratch(&self, bytes: usize) -> Result<(), Error> {
         let need = Scratch { shared: bytes, per_thread: 0 };
         match &self.kind {
-            Kind::Plan(plan) => plan.note_scratch(need),
+            Kind::Plan(plan) => plan.note_scratch(bytes),
             Kind::Cpu(cpu) => cpu.with_scratch(need, |_| ()),
+            Kind::Cuda(cuda) => cuda.scratch(bytes).map(|_| ()),
         }
     }
 
@@ -240,7 +311,7 @@ impl Device {
     pub fn enter<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
         match &self.kind {
             Kind::Cpu(cpu) => cpu.enter(work),
-            Kind::Plan(_) => work(),
+            Kind::Cuda(_) | Kind::Plan(_) => work(),
         }
     }
 
@@ -249,14 +320,26 @@ impl Device {
     /// # Safety
     /// As for [`Kernel::run_on_cpu`]; the safe functions of `ops` see to it.
     pub unsafe fn launch<K: Kernel>(&self, kernel: K) {
-        let launched = match &self.kind {
-            Kind::Plan(plan) => plan.note_scratch(kernel.scratch()),
+        let on_gpu = |target| {
+            // SAFETY: passed on from the caller.
+            unsafe { kernel.run_on_gpu(&Queue { target }) }
+        };
+        self.note(match &self.kind {
             Kind::Cpu(cpu) => cpu.with_scratch(kernel.scratch(), |scratch| {
                 // SAFETY: passed on from the caller.
                 unsafe { kernel.run_on_cpu(cpu, scratch) }
             }),
-        };
-        if let Err(error) = launched {
+            Kind::Cuda(cuda) => on_gpu(Target::Cuda(cuda)),
+            Kind::Plan(plan) => match plan.hardware {
+                Hardware::Cpu { threads } => plan.note_scratch(kernel.scratch().total(threads.max(1))),
+                Hardware::Cuda { .. } => on_gpu(Target::Planned(plan)),
+            },
+        });
+    }
+
+    /// Keeps the first failure until somebody asks.
+    fn note(&self, done: Result<(), Error>) {
+        if let Err(error) = done {
             let mut failure = self.failure.lock().expect("no panic while noting a failure");
             failure.get_or_insert(error);
         }
@@ -267,10 +350,18 @@ impl Device {
     /// # Errors
     /// The first failure since the last call.
     pub fn synchronize(&self) -> Result<(), Error> {
+        if let Kind::Cuda(cuda) = &self.kind {
+            self.note(cuda.synchronize());
+        }
         match self.failure.lock().expect("no panic while noting a failure").take() {
             Some(error) => Err(error),
             None => Ok(()),
         }
+    }
+
+    /// Bytes that may be taken of it.
+    pub fn limit(&self) -> u64 {
+        self.ledger().limit()
     }
 
     /// Who holds how many bytes.
@@ -281,6 +372,7 @@ impl Device {
     fn ledger(&self) -> &Arc<Ledger> {
         match &self.kind {
             Kind::Cpu(cpu) => &cpu.ledger,
+            Kind::Cuda(cuda) => &cuda.ledger,
             Kind::Plan(plan) => &plan.ledger,
         }
     }

@@ -1,4 +1,4 @@
-//! A device that allocates nothing and computes nothing: it books what a CPU would.
+//! A device that allocates nothing and computes nothing: it books what a CPU or a GPU would.
 //!
 //! A plan is made by running the very calls of a training step on this device and reading the
 //! book afterwards.
@@ -7,35 +7,30 @@ use std::sync::{Arc, Mutex};
 
 use super::cpu::SCRATCH;
 use super::memory::{Booking, Ledger};
-use super::{Dtype, Scratch};
+use super::{Dtype, Hardware};
 use crate::error::Error;
 
 /// The book of a device that is only thought of.
 pub struct Plan {
-    threads: usize,
+    pub(super) hardware: Hardware,
     pub(super) dtype: Dtype,
     pub(super) ledger: Arc<Ledger>,
     scratch: Mutex<(usize, Option<Booking>)>,
 }
 
 impl Plan {
-    /// A plan for a CPU of `threads` threads.
-    pub fn new(threads: usize, dtype: Dtype, ledger: Arc<Ledger>) -> Self {
-        Self { threads, dtype, ledger, scratch: Mutex::default() }
+    /// A plan for `hardware`.
+    pub fn new(hardware: Hardware, dtype: Dtype, ledger: Arc<Ledger>) -> Self {
+        Self { hardware, dtype, ledger, scratch: Mutex::default() }
     }
 
-    /// Books what a launch would take, as the CPU's arena does.
-    pub(super) fn note_scratch(&self, need: Scratch) -> Result<(), Error> {
-        let bytes = need.total(self.threads);
+    /// Books what a launch would take, as the arena of a device does.
+    pub(super) fn note_scratch(&self, bytes: usize) -> Result<(), Error> {
         let mut scratch = self.scratch.lock().expect("no panic while booking");
         if bytes > scratch.0 {
             scratch.1 = None;
             *scratch = (bytes, Some(self.ledger.book(SCRATCH, bytes as u64)?));
         }
         Ok(())
-    }
-
-    pub(super) fn threads(&self) -> usize {
-        self.threads
     }
 }

@@ -46,6 +46,92 @@ const _: () = {
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]
+pub struct Adamw8bit {
+    /// `[len]` f32
+    pub values: ::core::ffi::c_ulonglong,
+    /// `[len]` f32
+    pub grads: ::core::ffi::c_ulonglong,
+    /// Codes of first moments `[len]`.
+    pub m: ::core::ffi::c_ulonglong,
+    /// Codes of second moments `[len]`.
+    pub v: ::core::ffi::c_ulonglong,
+    /// `[len / 256]` f32, rounded up
+    pub m_absmax: ::core::ffi::c_ulonglong,
+    /// `[len / 256]` f32, rounded up
+    pub v_absmax: ::core::ffi::c_ulonglong,
+    /// `[256]` f32, ascending: what the codes of m stand for.
+    pub signed_map: ::core::ffi::c_ulonglong,
+    /// `[256]` f32, ascending: what the codes of v stand for.
+    pub unsigned_map: ::core::ffi::c_ulonglong,
+    pub len: ::core::ffi::c_ulonglong,
+    pub beta1: f64,
+    pub beta2: f64,
+    /// Factor of every gradient.
+    pub clip: f64,
+    /// 1 - rate * decay
+    pub keep: f64,
+    /// rate / (1 - beta1^t)
+    pub size: f64,
+    /// sqrt(1 - beta2^t)
+    pub root: f64,
+    pub epsilon: f64,
+    /// Smallest number that a moment is divided by.
+    pub smallest: f32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of Adamw8bit"][::core::mem::size_of::<Adamw8bit>() - 136usize];
+    ["Alignment of Adamw8bit"][::core::mem::align_of::<Adamw8bit>() - 8usize];
+    [
+        "Offset of field: Adamw8bit::values",
+    ][::core::mem::offset_of!(Adamw8bit, values) - 0usize];
+    [
+        "Offset of field: Adamw8bit::grads",
+    ][::core::mem::offset_of!(Adamw8bit, grads) - 8usize];
+    ["Offset of field: Adamw8bit::m"][::core::mem::offset_of!(Adamw8bit, m) - 16usize];
+    ["Offset of field: Adamw8bit::v"][::core::mem::offset_of!(Adamw8bit, v) - 24usize];
+    [
+        "Offset of field: Adamw8bit::m_absmax",
+    ][::core::mem::offset_of!(Adamw8bit, m_absmax) - 32usize];
+    [
+        "Offset of field: Adamw8bit::v_absmax",
+    ][::core::mem::offset_of!(Adamw8bit, v_absmax) - 40usize];
+    [
+        "Offset of field: Adamw8bit::signed_map",
+    ][::core::mem::offset_of!(Adamw8bit, signed_map) - 48usize];
+    [
+        "Offset of field: Adamw8bit::unsigned_map",
+    ][::core::mem::offset_of!(Adamw8bit, unsigned_map) - 56usize];
+    [
+        "Offset of field: Adamw8bit::len",
+    ][::core::mem::offset_of!(Adamw8bit, len) - 64usize];
+    [
+        "Offset of field: Adamw8bit::beta1",
+    ][::core::mem::offset_of!(Adamw8bit, beta1) - 72usize];
+    [
+        "Offset of field: Adamw8bit::beta2",
+    ][::core::mem::offset_of!(Adamw8bit, beta2) - 80usize];
+    [
+        "Offset of field: Adamw8bit::clip",
+    ][::core::mem::offset_of!(Adamw8bit, clip) - 88usize];
+    [
+        "Offset of field: Adamw8bit::keep",
+    ][::core::mem::offset_of!(Adamw8bit, keep) - 96usize];
+    [
+        "Offset of field: Adamw8bit::size",
+    ][::core::mem::offset_of!(Adamw8bit, size) - 104usize];
+    [
+        "Offset of field: Adamw8bit::root",
+    ][::core::mem::offset_of!(Adamw8bit, root) - 112usize];
+    [
+        "Offset of field: Adamw8bit::epsilon",
+    ][::core::mem::offset_of!(Adamw8bit, epsilon) - 120usize];
+    [
+        "Offset of field: Adamw8bit::smallest",
+    ][::core::mem::offset_of!(Adamw8bit, smallest) - 128usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
 pub struct Attention {
     /// `[queries, heads * head_dim]` bf16; rows of all four at multiples of 16 bytes
     pub q: ::core::ffi::c_ulonglong,
@@ -126,6 +212,146 @@ const _: () = {
     [
         "Offset of field: Attention::soft_cap",
     ][::core::mem::offset_of!(Attention, soft_cap) - 108usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
+pub struct AttentionBackward {
+    /// `[queries, heads * head_dim]` bf16; rows of q, k, v and d_o at multiples of 16 bytes
+    pub q: ::core::ffi::c_ulonglong,
+    /// `[keys, kv_heads * head_dim]` bf16
+    pub k: ::core::ffi::c_ulonglong,
+    /// `[keys, kv_heads * head_dim]` bf16
+    pub v: ::core::ffi::c_ulonglong,
+    /// `[queries, heads * head_dim]` bf16
+    pub o: ::core::ffi::c_ulonglong,
+    /// `[queries, heads * head_dim]` bf16
+    pub d_o: ::core::ffi::c_ulonglong,
+    /// `[queries, heads]` f32
+    pub lse: ::core::ffi::c_ulonglong,
+    /// `[queries, heads]` f32, dense
+    pub delta: ::core::ffi::c_ulonglong,
+    /// Four u32 for each: first query, queries, first key, keys.
+    pub segments: ::core::ffi::c_ulonglong,
+    /// `[queries, heads * head_dim]` bf16
+    pub dq: ::core::ffi::c_ulonglong,
+    /// `[keys, kv_heads * head_dim]` bf16
+    pub dk: ::core::ffi::c_ulonglong,
+    /// `[keys, kv_heads * head_dim]` bf16
+    pub dv: ::core::ffi::c_ulonglong,
+    /// Numbers from a row to the next.
+    pub q_stride: ::core::ffi::c_ulonglong,
+    /// Numbers from a row to the next.
+    pub k_stride: ::core::ffi::c_ulonglong,
+    /// Numbers from a row to the next.
+    pub v_stride: ::core::ffi::c_ulonglong,
+    /// Numbers from a row to the next.
+    pub o_stride: ::core::ffi::c_ulonglong,
+    /// Numbers from a row to the next.
+    pub d_o_stride: ::core::ffi::c_ulonglong,
+    /// Numbers from a row to the next.
+    pub lse_stride: ::core::ffi::c_ulonglong,
+    /// Numbers from a row to the next.
+    pub dq_stride: ::core::ffi::c_ulonglong,
+    /// Numbers from a row to the next.
+    pub dk_stride: ::core::ffi::c_ulonglong,
+    /// Numbers from a row to the next.
+    pub dv_stride: ::core::ffi::c_ulonglong,
+    pub heads: ::core::ffi::c_uint,
+    pub kv_heads: ::core::ffi::c_uint,
+    /// A multiple of 8, at most 256.
+    pub head_dim: ::core::ffi::c_uint,
+    /// 0xffffffff for none.
+    pub window: ::core::ffi::c_uint,
+    pub scale: f32,
+    /// 0 for none.
+    pub soft_cap: f32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    [
+        "Size of AttentionBackward",
+    ][::core::mem::size_of::<AttentionBackward>() - 184usize];
+    [
+        "Alignment of AttentionBackward",
+    ][::core::mem::align_of::<AttentionBackward>() - 8usize];
+    [
+        "Offset of field: AttentionBackward::q",
+    ][::core::mem::offset_of!(AttentionBackward, q) - 0usize];
+    [
+        "Offset of field: AttentionBackward::k",
+    ][::core::mem::offset_of!(AttentionBackward, k) - 8usize];
+    [
+        "Offset of field: AttentionBackward::v",
+    ][::core::mem::offset_of!(AttentionBackward, v) - 16usize];
+    [
+        "Offset of field: AttentionBackward::o",
+    ][::core::mem::offset_of!(AttentionBackward, o) - 24usize];
+    [
+        "Offset of field: AttentionBackward::d_o",
+    ][::core::mem::offset_of!(AttentionBackward, d_o) - 32usize];
+    [
+        "Offset of field: AttentionBackward::lse",
+    ][::core::mem::offset_of!(AttentionBackward, lse) - 40usize];
+    [
+        "Offset of field: AttentionBackward::delta",
+    ][::core::mem::offset_of!(AttentionBackward, delta) - 48usize];
+    [
+        "Offset of field: AttentionBackward::segments",
+    ][::core::mem::offset_of!(AttentionBackward, segments) - 56usize];
+    [
+        "Offset of field: AttentionBackward::dq",
+    ][::core::mem::offset_of!(AttentionBackward, dq) - 64usize];
+    [
+        "Offset of field: AttentionBackward::dk",
+    ][::core::mem::offset_of!(AttentionBackward, dk) - 72usize];
+    [
+        "Offset of field: AttentionBackward::dv",
+    ][::core::mem::offset_of!(AttentionBackward, dv) - 80usize];
+    [
+        "Offset of field: AttentionBackward::q_stride",
+    ][::core::mem::offset_of!(AttentionBackward, q_stride) - 88usize];
+    [
+        "Offset of field: AttentionBackward::k_stride",
+    ][::core::mem::offset_of!(AttentionBackward, k_stride) - 96usize];
+    [
+        "Offset of field: AttentionBackward::v_stride",
+    ][::core::mem::offset_of!(AttentionBackward, v_stride) - 104usize];
+    [
+        "Offset of field: AttentionBackward::o_stride",
+    ][::core::mem::offset_of!(AttentionBackward, o_stride) - 112usize];
+    [
+        "Offset of field: AttentionBackward::d_o_stride",
+    ][::core::mem::offset_of!(AttentionBackward, d_o_stride) - 120usize];
+    [
+        "Offset of field: AttentionBackward::lse_stride",
+    ][::core::mem::offset_of!(AttentionBackward, lse_stride) - 128usize];
+    [
+        "Offset of field: AttentionBackward::dq_stride",
+    ][::core::mem::offset_of!(AttentionBackward, dq_stride) - 136usize];
+    [
+        "Offset of field: AttentionBackward::dk_stride",
+    ][::core::mem::offset_of!(AttentionBackward, dk_stride) - 144usize];
+    [
+        "Offset of field: AttentionBackward::dv_stride",
+    ][::core::mem::offset_of!(AttentionBackward, dv_stride) - 152usize];
+    [
+        "Offset of field: AttentionBackward::heads",
+    ][::core::mem::offset_of!(AttentionBackward, heads) - 160usize];
+    [
+        "Offset of field: AttentionBackward::kv_heads",
+    ][::core::mem::offset_of!(AttentionBackward, kv_heads) - 164usize];
+    [
+        "Offset of field: AttentionBackward::head_dim",
+    ][::core::mem::offset_of!(AttentionBackward, head_dim) - 168usize];
+    [
+        "Offset of field: AttentionBackward::window",
+    ][::core::mem::offset_of!(AttentionBackward, window) - 172usize];
+    [
+        "Offset of field: AttentionBackward::scale",
+    ][::core::mem::offset_of!(AttentionBackward, scale) - 176usize];
+    [
+        "Offset of field: AttentionBackward::soft_cap",
+    ][::core::mem::offset_of!(AttentionBackward, soft_cap) - 180usize];
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]
@@ -394,20 +620,26 @@ const _: () = {
 #[derive(Debug, Default, Copy, Clone)]
 pub struct Matmul {
     /// bf16
-    pub a: ::core::ffi::c_ulonglong,
+    pub a: [::core::ffi::c_ulonglong; 2usize],
     /// bf16
-    pub b: ::core::ffi::c_ulonglong,
+    pub b: [::core::ffi::c_ulonglong; 2usize],
     /// `[m, n]` bf16, or f32 if wide
     pub out: ::core::ffi::c_ulonglong,
-    /// Numbers from a row to the next; of a and b multiples of 8.
-    pub a_stride: ::core::ffi::c_ulonglong,
-    /// Numbers from a row to the next; of a and b multiples of 8.
-    pub b_stride: ::core::ffi::c_ulonglong,
-    /// Numbers from a row to the next; of a and b multiples of 8.
+    /// `[n]` f32, or 0
+    pub bias: ::core::ffi::c_ulonglong,
+    /// `[m, n]` bf16, or 0
+    pub residual: ::core::ffi::c_ulonglong,
+    /// Numbers from a row to the next: multiples of 8.
+    pub a_stride: [::core::ffi::c_ulonglong; 2usize],
+    /// Numbers from a row to the next: multiples of 8.
+    pub b_stride: [::core::ffi::c_ulonglong; 2usize],
+    /// Numbers from a row to the next.
     pub out_stride: ::core::ffi::c_ulonglong,
+    /// Numbers from a row to the next.
+    pub residual_stride: ::core::ffi::c_ulonglong,
+    pub k: [::core::ffi::c_uint; 2usize],
     pub m: ::core::ffi::c_uint,
     pub n: ::core::ffi::c_uint,
-    pub k: ::core::ffi::c_uint,
     pub alpha: f32,
     /// Whether the result is added to what is there.
     pub add: ::core::ffi::c_uint,
@@ -416,26 +648,35 @@ pub struct Matmul {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of Matmul"][::core::mem::size_of::<Matmul>() - 72usize];
+    ["Size of Matmul"][::core::mem::size_of::<Matmul>() - 136usize];
     ["Alignment of Matmul"][::core::mem::align_of::<Matmul>() - 8usize];
     ["Offset of field: Matmul::a"][::core::mem::offset_of!(Matmul, a) - 0usize];
-    ["Offset of field: Matmul::b"][::core::mem::offset_of!(Matmul, b) - 8usize];
-    ["Offset of field: Matmul::out"][::core::mem::offset_of!(Matmul, out) - 16usize];
+    ["Offset of field: Matmul::b"][::core::mem::offset_of!(Matmul, b) - 16usize];
+    ["Offset of field: Matmul::out"][::core::mem::offset_of!(Matmul, out) - 32usize];
+    ["Offset of field: Matmul::bias"][::core::mem::offset_of!(Matmul, bias) - 40usize];
+    [
+        "Offset of field: Matmul::residual",
+    ][::core::mem::offset_of!(Matmul, residual) - 48usize];
     [
         "Offset of field: Matmul::a_stride",
-    ][::core::mem::offset_of!(Matmul, a_stride) - 24usize];
+    ][::core::mem::offset_of!(Matmul, a_stride) - 56usize];
     [
         "Offset of field: Matmul::b_stride",
-    ][::core::mem::offset_of!(Matmul, b_stride) - 32usize];
+    ][::core::mem::offset_of!(Matmul, b_stride) - 72usize];
     [
         "Offset of field: Matmul::out_stride",
-    ][::core::mem::offset_of!(Matmul, out_stride) - 40usize];
-    ["Offset of field: Matmul::m"][::core::mem::offset_of!(Matmul, m) - 48usize];
-    ["Offset of field: Matmul::n"][::core::mem::offset_of!(Matmul, n) - 52usize];
-    ["Offset of field: Matmul::k"][::core::mem::offset_of!(Matmul, k) - 56usize];
-    ["Offset of field: Matmul::alpha"][::core::mem::offset_of!(Matmul, alpha) - 60usize];
-    ["Offset of field: Matmul::add"][::core::mem::offset_of!(Matmul, add) - 64usize];
-    ["Offset of field: Matmul::wide"][::core::mem::offset_of!(Matmul, wide) - 68usize];
+    ][::core::mem::offset_of!(Matmul, out_stride) - 88usize];
+    [
+        "Offset of field: Matmul::residual_stride",
+    ][::core::mem::offset_of!(Matmul, residual_stride) - 96usize];
+    ["Offset of field: Matmul::k"][::core::mem::offset_of!(Matmul, k) - 104usize];
+    ["Offset of field: Matmul::m"][::core::mem::offset_of!(Matmul, m) - 112usize];
+    ["Offset of field: Matmul::n"][::core::mem::offset_of!(Matmul, n) - 116usize];
+    [
+        "Offset of field: Matmul::alpha",
+    ][::core::mem::offset_of!(Matmul, alpha) - 120usize];
+    ["Offset of field: Matmul::add"][::core::mem::offset_of!(Matmul, add) - 124usize];
+    ["Offset of field: Matmul::wide"][::core::mem::offset_of!(Matmul, wide) - 128usize];
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]

@@ -5,7 +5,7 @@
 //! run forward again before they run backward, in the memory of a block that is done by then. One
 //! forward code path serves both, and the gradients are equal bit for bit.
 
-use crate::device::{Act, Buf, Device, Dtype};
+use crate::device::{Act, Buf, Device, Dtype, MatMut};
 use crate::error::Error;
 
 use super::cache::LayerCache;
@@ -62,6 +62,9 @@ pub struct Workspace {
     pub(super) dxa: Act,
 }
 
+/// A chunk of logits.
+pub(super) struct Logits(Act);
+
 /// Memory of the head.
 pub(super) struct HeadRoom {
     /// Rows with a target [targets, C], as they leave the last block.
@@ -69,7 +72,7 @@ pub(super) struct HeadRoom {
     /// The same, normalized.
     pub h: Act,
     /// One chunk of logits [chunk, V].
-    pub logits: Act,
+    pub logits: Logits,
     /// Rows of a chunk.
     pub chunk: usize,
     /// One loss for each target.
@@ -133,6 +136,23 @@ impl Workspace {
     }
 }
 
+impl Logits {
+    /// Numbers from a row to the next: a GPU copies in pieces of 16 bytes.
+    fn stride(vocab: usize) -> usize {
+        vocab.next_multiple_of(8)
+    }
+
+    /// Logits [rows, V].
+    pub fn view_mut(&mut self, rows: usize, vocab: usize) -> MatMut<'_> {
+        self.0.view_mut(rows, Self::stride(vocab)).columns(0..vocab)
+    }
+
+    /// The raw bytes.
+    pub fn bytes(&self) -> &Buf<u8> {
+        self.0.bytes()
+    }
+}
+
 impl HeadRoom {
     fn new(
         device: &Device,
@@ -150,7 +170,7 @@ impl HeadRoom {
         Ok(Self {
             x: device.alloc_act("head", targets * c.hidden)?,
             h: device.alloc_act("head", targets * c.hidden)?,
-            logits: device.alloc_dense("logits", chunk * c.vocab, dtype)?,
+            logits: Logits(device.alloc_dense("logits", chunk * Logits::stride(c.vocab), dtype)?),
             chunk,
             losses: device.alloc("head", targets)?,
             told: Vec::with_capacity(targets),

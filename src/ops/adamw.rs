@@ -13,7 +13,9 @@ use std::ops::Range;
 use super::element::{Element, Real, per_simd};
 use super::tasks::for_each_piece;
 use super::{slice, slice_mut};
-use crate::device::{Address, Buf, Cpu, Device, Kernel, ScratchMemory, Simd};
+use crate::device::{Address, Buf, Cpu, Device, Grid, Kernel, Queue, ScratchMemory, Simd};
+use crate::error::Error;
+use crate::ffi;
 
 /// What a step depends on besides the numbers.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -38,16 +40,16 @@ pub struct Hyper {
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub(super) struct Step {
-    beta1: f64,
-    beta2: f64,
-    clip: f64,
+    pub(super) beta1: f64,
+    pub(super) beta2: f64,
+    pub(super) clip: f64,
     /// 1 − lr·decay.
-    keep: f64,
+    pub(super) keep: f64,
     /// lr/(1 − β₁ᵗ).
-    size: f64,
+    pub(super) size: f64,
     /// √(1 − β₂ᵗ).
-    root: f64,
-    epsilon: f64,
+    pub(super) root: f64,
+    pub(super) epsilon: f64,
 }
 
 /// A trainable number with its two moments.
@@ -169,6 +171,29 @@ unsafe impl Kernel for Params {
             };
             self.step.take(cpu.simd(), values, grads, m, v);
         });
+    }
+
+    unsafe fn run_on_gpu(&self, queue: &Queue) -> Result<(), Error> {
+        const THREADS: u32 = 256;
+        let at = |address: Address, start: u64| address.offset(start as usize * 4).number();
+        let Step { beta1, beta2, clip, keep, size, root, epsilon } = self.step;
+        let params = ffi::Adamw {
+            values: at(self.values, self.start),
+            grads: at(self.grads, self.start),
+            m: at(self.m, self.state_start),
+            v: at(self.v, self.state_start),
+            len: self.len,
+            beta1,
+            beta2,
+            clip,
+            keep,
+            size,
+            root,
+            epsilon,
+        };
+        let blocks = (self.len as usize).div_ceil(THREADS as usize);
+        // SAFETY: passed on from the caller.
+        unsafe { queue.launch(Self::NAME, Grid::row(blocks, THREADS), &params) }
     }
 }
 

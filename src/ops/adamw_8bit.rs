@@ -16,8 +16,10 @@ use std::ops::Range;
 use super::adamw::{Hyper, Step};
 use super::tasks::for_each_piece;
 use super::{slice, slice_mut};
-use crate::device::{Address, Buf, Cpu, Device, Kernel, ScratchMemory};
-use crate::quant::{SIGNED, STATE_BLOCK, UNSIGNED, decode_states, encode_states};
+use crate::device::{Address, Buf, Cpu, Device, Grid, Kernel, Queue, ScratchMemory};
+use crate::error::Error;
+use crate::ffi;
+use crate::quant::{SIGNED, SMALLEST_DIVISOR, STATE_BLOCK, UNSIGNED, decode_states, encode_states};
 
 /// Moments in eight bits.
 pub struct State8<'a> {
@@ -115,6 +117,36 @@ unsafe impl Kernel for Params {
                 block.step(cpu, &self.step);
             }
         });
+    }
+
+    unsafe fn run_on_gpu(&self, queue: &Queue) -> Result<(), Error> {
+        // Two maps, and the maxima of m and v of each warp.
+        const SHARED: usize = (2 * 256 + 2 * STATE_BLOCK / 32) * size_of::<f32>();
+        let float = |address: Address, start: u64| address.offset(start as usize * 4).number();
+        let code = |address: Address| address.offset(self.state_start as usize).number();
+        let Step { beta1, beta2, clip, keep, size, root, epsilon } = self.step;
+        let params = ffi::Adamw8bit {
+            values: float(self.values, self.values_start),
+            grads: float(self.grads, self.values_start),
+            m: code(self.m),
+            v: code(self.v),
+            m_absmax: float(self.m_absmax, self.block_start),
+            v_absmax: float(self.v_absmax, self.block_start),
+            signed_map: self.signed_map.number(),
+            unsigned_map: self.unsigned_map.number(),
+            len: self.len,
+            beta1,
+            beta2,
+            clip,
+            keep,
+            size,
+            root,
+            epsilon,
+            smallest: SMALLEST_DIVISOR,
+        };
+        let blocks = Grid::row((self.len as usize).div_ceil(STATE_BLOCK), STATE_BLOCK as u32);
+        // SAFETY: passed on from the caller.
+        unsafe { queue.launch(Self::NAME, Grid { shared: SHARED, ..blocks }, &params) }
     }
 }
 

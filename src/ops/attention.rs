@@ -13,11 +13,12 @@
 //!
 //! Here are the parameters and the safe functions. The CPU implementation is in `attention/forward.rs`
 //! and `attention/backward.rs`; both are written in the terms of `attention/block.rs` and
-//! `attention/math.rs`.
+//! `attention/math.rs`. `attention/gpu.rs` queues the kernels of a GPU.
 
 mod backward;
 mod block;
 mod forward;
+mod gpu;
 mod math;
 mod product;
 #[cfg(test)]
@@ -30,9 +31,8 @@ use half::bf16;
 use math::{Pairs, Plain};
 
 use super::slice;
-use crate::device::{
-    Address, Buf, Cpu, Device, Dtype, Kernel, Mat, MatMut, Scratch, ScratchMemory, Simd,
-};
+use crate::device::{Address, Buf, Cpu, Device, Dtype, Kernel, Mat, MatMut, Queue, Scratch, ScratchMemory, Simd};
+use crate::error::Error;
 
 /// Where a record's queries and keys are among all rows.
 ///
@@ -83,7 +83,7 @@ pub struct Attention<'a> {
     pub segments: &'a Buf<Segment>,
     /// Count of segments in use.
     pub segment_count: usize,
-    /// At least the longest `q_len`.
+    /// At least the longest `q_len`, and where gradients are computed, the longest `k_len`.
     pub longest: usize,
 }
 
@@ -314,6 +314,11 @@ unsafe impl Kernel for Params {
     unsafe fn run_on_cpu(&self, cpu: &Cpu, scratch: ScratchMemory) {
         with_math!(self.dtype, cpu.simd(), forward_on_cpu(self, cpu, scratch));
     }
+
+    unsafe fn run_on_gpu(&self, queue: &Queue) -> Result<(), Error> {
+        // SAFETY: passed on from the caller.
+        unsafe { gpu::forward(self, queue) }
+    }
 }
 
 // SAFETY: as above; a task of the first pass owns the dq of its queries and heads and its plane of
@@ -327,5 +332,10 @@ unsafe impl Kernel for BackwardParams {
 
     unsafe fn run_on_cpu(&self, cpu: &Cpu, scratch: ScratchMemory) {
         with_math!(self.forward.dtype, cpu.simd(), backward_on_cpu(self, cpu, scratch));
+    }
+
+    unsafe fn run_on_gpu(&self, queue: &Queue) -> Result<(), Error> {
+        // SAFETY: passed on from the caller.
+        unsafe { gpu::backward(self, queue) }
     }
 }

@@ -7,7 +7,9 @@ use std::marker::PhantomData;
 use super::element::{Element, Real, per_simd, with_element};
 use super::tasks::for_each_piece;
 use super::{slice, slice_mut};
-use crate::device::{Address, Cpu, Device, Dtype, Kernel, Mat, MatMut, ScratchMemory};
+use crate::device::{Address, Cpu, Device, Dtype, Grid, Kernel, Mat, MatMut, Queue, ScratchMemory};
+use crate::error::Error;
+use crate::ffi;
 
 /// Parameters of the kernel `copy`.
 #[derive(Clone, Copy)]
@@ -82,6 +84,28 @@ unsafe impl Kernel for Params {
     unsafe fn run_on_cpu(&self, cpu: &Cpu, _: ScratchMemory) {
         with_element!(self.from_dtype, copy_from(self, cpu));
     }
+
+    unsafe fn run_on_gpu(&self, queue: &Queue) -> Result<(), Error> {
+        for dtype in [self.from_dtype, self.to_dtype] {
+            let fits = dtype != Dtype::F64;
+            queue.require(Self::NAME, fits, || format!("its numbers are {dtype:?}"))?;
+        }
+        let params = ffi::Cast {
+            from: self.from.number(),
+            to: self.to.number(),
+            rows: self.rows,
+            cols: self.cols,
+            from_stride: self.from_stride,
+            to_stride: self.to_stride,
+            from_wide: u32::from(self.from_dtype == Dtype::F32),
+            to_wide: u32::from(self.to_dtype == Dtype::F32),
+        };
+        // The trainable numbers are one row, which many blocks share, four numbers to a thread.
+        let share = (self.cols as usize).div_ceil(4 * 256).min(1024);
+        let grid = Grid { blocks: [self.rows as usize, share, 1], threads: 256, shared: 0 };
+        // SAFETY: passed on from the caller.
+        unsafe { queue.launch("cast", grid, &params) }
+    }
 }
 
 // SAFETY: as above.
@@ -90,6 +114,36 @@ unsafe impl Kernel for AddParams {
 
     unsafe fn run_on_cpu(&self, cpu: &Cpu, _: ScratchMemory) {
         with_element!(self.dtype, add_on_cpu(self, cpu));
+    }
+
+    /// The GPU adds b to what is in out, so a goes there first, where it is not there yet.
+    unsafe fn run_on_gpu(&self, queue: &Queue) -> Result<(), Error> {
+        queue.require_bf16(Self::NAME, self.dtype)?;
+        let copy = Params {
+            from: self.a,
+            to: self.out,
+            rows: self.rows,
+            cols: self.cols,
+            from_stride: self.a_stride,
+            to_stride: self.out_stride,
+            from_dtype: self.dtype,
+            to_dtype: self.dtype,
+        };
+        let params = ffi::Rows {
+            packed: self.out.number(),
+            spread: self.b.number(),
+            index: 0,
+            packed_stride: self.out_stride,
+            spread_stride: self.b_stride,
+            cols: self.cols as u32,
+        };
+        // SAFETY: passed on from the caller.
+        unsafe {
+            if self.a != self.out || self.a_stride != self.out_stride {
+                copy.run_on_gpu(queue)?;
+            }
+            queue.launch("add_rows", Grid::row(self.rows as usize, 128), &params)
+        }
     }
 }
 

@@ -8,7 +8,9 @@
 
 use super::element::{Element, Real, per_simd, with_element};
 use super::{lanes_sum, slice, slice_mut};
-use crate::device::{Address, Buf, Cpu, Device, Dtype, Kernel, Mat, MatMut, ScratchMemory};
+use crate::device::{Address, Buf, Cpu, Device, Dtype, Grid, Kernel, Mat, MatMut, Queue, ScratchMemory};
+use crate::error::Error;
+use crate::ffi;
 
 /// Whether the logits are replaced by their gradient.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -103,6 +105,26 @@ unsafe impl Kernel for Params {
 
     unsafe fn run_on_cpu(&self, cpu: &Cpu, _: ScratchMemory) {
         with_element!(self.dtype, run(self, cpu));
+    }
+
+    unsafe fn run_on_gpu(&self, queue: &Queue) -> Result<(), Error> {
+        const THREADS: u32 = 256;
+        queue.require_bf16(Self::NAME, self.dtype)?;
+        let params = ffi::CrossEntropy {
+            logits: self.logits.number(),
+            targets: self.targets.number(),
+            losses: self.losses.number(),
+            stride: self.stride,
+            vocabulary: self.vocabulary as u32,
+            soft_cap: self.soft_cap,
+            scale: self.scale,
+            has_gradient: self.has_gradient,
+        };
+        // A maximum and a sum of each warp.
+        let shared = THREADS as usize / 32 * 2 * size_of::<f32>();
+        let grid = Grid { shared, ..Grid::row(self.rows as usize, THREADS) };
+        // SAFETY: passed on from the caller.
+        unsafe { queue.launch(Self::NAME, grid, &params) }
     }
 }
 

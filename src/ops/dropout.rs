@@ -8,7 +8,9 @@
 use super::element::{Element, Real, per_simd, with_element};
 use super::tasks::for_each_piece;
 use super::{Write, slice, slice_mut};
-use crate::device::{Address, Cpu, Device, Dtype, Kernel, Mat, MatMut, ScratchMemory};
+use crate::device::{Address, Cpu, Device, Dtype, Grid, Kernel, Mat, MatMut, Queue, ScratchMemory};
+use crate::error::Error;
+use crate::ffi;
 
 /// Which random numbers decide.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,6 +69,27 @@ unsafe impl Kernel for Params {
 
     unsafe fn run_on_cpu(&self, cpu: &Cpu, _: ScratchMemory) {
         with_element!(self.dtype, dropout_on_cpu(self, cpu));
+    }
+
+    unsafe fn run_on_gpu(&self, queue: &Queue) -> Result<(), Error> {
+        queue.require_bf16(Self::NAME, self.dtype)?;
+        let params = ffi::Dropout {
+            x: self.x.number(),
+            out: self.out.number(),
+            rows: self.rows,
+            cols: self.cols,
+            x_stride: self.x_stride,
+            out_stride: self.out_stride,
+            seed: self.draw.seed,
+            stream: self.draw.stream,
+            threshold: self.threshold,
+            scale: self.scale as f32,
+            add: self.write as u32,
+        };
+        // Four numbers to a thread.
+        let blocks = ((self.rows * self.cols) as usize).div_ceil(4 * 256);
+        // SAFETY: passed on from the caller.
+        unsafe { queue.launch(Self::NAME, Grid::row(blocks, 256), &params) }
     }
 }
 

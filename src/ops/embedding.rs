@@ -4,7 +4,9 @@ use super::copy::Source;
 use super::element::{Element, Real, per_simd, with_element};
 use super::slice_mut;
 use super::tasks::for_each_piece;
-use crate::device::{Address, Buf, Cpu, Device, Dtype, Kernel, Mat, MatMut, ScratchMemory};
+use crate::device::{Address, Buf, Cpu, Device, Dtype, Grid, Kernel, Mat, MatMut, Queue, ScratchMemory};
+use crate::error::Error;
+use crate::ffi;
 
 /// Parameters of the kernel `embedding`.
 #[derive(Clone, Copy)]
@@ -54,6 +56,22 @@ unsafe impl Kernel for Params {
 
     unsafe fn run_on_cpu(&self, cpu: &Cpu, _: ScratchMemory) {
         with_element!(self.table_dtype, lookup_from(self, cpu));
+    }
+
+    unsafe fn run_on_gpu(&self, queue: &Queue) -> Result<(), Error> {
+        queue.require_bf16(Self::NAME, self.table_dtype)?;
+        queue.require_bf16(Self::NAME, self.out_dtype)?;
+        let params = ffi::Embedding {
+            table: self.table.number(),
+            tokens: self.tokens.number(),
+            out: self.out.number(),
+            table_stride: self.table_stride,
+            out_stride: self.out_stride,
+            cols: self.cols as u32,
+            scale: self.scale,
+        };
+        // SAFETY: passed on from the caller.
+        unsafe { queue.launch(Self::NAME, Grid::row(self.count as usize, 128), &params) }
     }
 }
 

@@ -18,6 +18,7 @@
 
 mod blocks;
 mod finish;
+mod gpu;
 mod pack;
 mod panel;
 mod sides;
@@ -29,9 +30,8 @@ mod transpose;
 use super::Write;
 #[cfg(target_arch = "x86_64")]
 use crate::device::Simd;
-use crate::device::{
-    Address, Buf, Cpu, Device, Dtype, Kernel, Mat, MatMut, Scratch, ScratchMemory,
-};
+use crate::device::{Address, Buf, Cpu, Device, Dtype, Kernel, Mat, MatMut, Queue, Scratch, ScratchMemory};
+use crate::error::Error;
 use crate::quant;
 use blocks::Blocks;
 use tile::Portable;
@@ -383,5 +383,10 @@ unsafe impl Kernel for Params {
                 _ => Blocks::<Portable<f32>>::run(self, cpu, scratch),
             }
         }
+    }
+
+    unsafe fn run_on_gpu(&self, queue: &Queue) -> Result<(), Error> {
+        // SAFETY: passed on from the caller.
+        unsafe { gpu::run(self, queue) }
     }
 }

@@ -9,7 +9,9 @@ use super::element::{Element, Real, per_simd, with_element};
 use super::gauss::distribution_and_density;
 use super::tasks::for_each_piece;
 use super::{slice, slice_mut};
-use crate::device::{Address, Cpu, Device, Dtype, Kernel, Mat, MatMut, ScratchMemory};
+use crate::device::{Address, Cpu, Device, Dtype, Grid, Kernel, Mat, MatMut, Queue, ScratchMemory};
+use crate::error::Error;
+use crate::ffi;
 
 /// What is applied to the gate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,6 +54,9 @@ struct BackwardParams {
     activation: Activation,
     dtype: Dtype,
 }
+
+/// Threads of a block, which takes a row.
+const GPU_THREADS: u32 = 256;
 
 /// out [N, F] = act(gate)·up, with gate_up [N, 2F] = [gate | up].
 pub fn forward(device: &Device, gate_up: Mat, activation: Activation, out: MatMut) {
@@ -115,6 +120,22 @@ unsafe impl Kernel for Params {
     unsafe fn run_on_cpu(&self, cpu: &Cpu, _: ScratchMemory) {
         with_element!(self.dtype, forward_on_cpu(self, cpu));
     }
+
+    unsafe fn run_on_gpu(&self, queue: &Queue) -> Result<(), Error> {
+        queue.require_bf16(Self::NAME, self.dtype)?;
+        let params = ffi::Glu {
+            gate_up: self.gate_up.number(),
+            h: self.out.number(),
+            d_gate_up: 0,
+            gate_up_stride: self.gate_up_stride,
+            h_stride: self.out_stride,
+            d_gate_up_stride: 0,
+            width: self.width as u32,
+            activation: self.activation as u32,
+        };
+        // SAFETY: passed on from the caller.
+        unsafe { queue.launch(Self::NAME, Grid::row(self.rows as usize, GPU_THREADS), &params) }
+    }
 }
 
 // SAFETY: as above.
@@ -123,6 +144,22 @@ unsafe impl Kernel for BackwardParams {
 
     unsafe fn run_on_cpu(&self, cpu: &Cpu, _: ScratchMemory) {
         with_element!(self.dtype, backward_on_cpu(self, cpu));
+    }
+
+    unsafe fn run_on_gpu(&self, queue: &Queue) -> Result<(), Error> {
+        queue.require_bf16(Self::NAME, self.dtype)?;
+        let params = ffi::Glu {
+            gate_up: self.gate_up.number(),
+            h: self.dh.number(),
+            d_gate_up: self.d_gate_up.number(),
+            gate_up_stride: self.gate_up_stride,
+            h_stride: self.dh_stride,
+            d_gate_up_stride: self.d_gate_up_stride,
+            width: self.width as u32,
+            activation: self.activation as u32,
+        };
+        // SAFETY: passed on from the caller.
+        unsafe { queue.launch(Self::NAME, Grid::row(self.rows as usize, GPU_THREADS), &params) }
     }
 }
 

@@ -9,7 +9,9 @@
 use super::element::{Element, Real, per_simd, with_element};
 use super::tasks::for_each_row;
 use super::{Write, lanes_sum, slice, slice_mut};
-use crate::device::{Address, Buf, Cpu, Device, Dtype, Kernel, Mat, MatMut, ScratchMemory};
+use crate::device::{Address, Buf, Cpu, Device, Dtype, Grid, Kernel, Mat, MatMut, Queue, ScratchMemory};
+use crate::error::Error;
+use crate::ffi;
 
 /// How the stored weight stands for the factor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -110,6 +112,11 @@ unsafe impl Kernel for Params {
     unsafe fn run_on_cpu(&self, cpu: &Cpu, _: ScratchMemory) {
         with_element!(self.dtype, forward_on_cpu(self, cpu));
     }
+
+    unsafe fn run_on_gpu(&self, queue: &Queue) -> Result<(), Error> {
+        // SAFETY: passed on from the caller.
+        unsafe { queue_on_gpu(Self::NAME, self, (Address::NULL, 0), queue) }
+    }
 }
 
 // SAFETY: as above.
@@ -119,6 +126,42 @@ unsafe impl Kernel for BackwardParams {
     unsafe fn run_on_cpu(&self, cpu: &Cpu, _: ScratchMemory) {
         with_element!(self.forward.dtype, backward_on_cpu(self, cpu));
     }
+
+    unsafe fn run_on_gpu(&self, queue: &Queue) -> Result<(), Error> {
+        // SAFETY: passed on from the caller.
+        unsafe { queue_on_gpu(Self::NAME, &self.forward, (self.dy, self.dy_stride), queue) }
+    }
+}
+
+/// Queues either kernel: a block for each group of a row, which the GPU takes in pairs of numbers.
+unsafe fn queue_on_gpu(
+    name: &'static str,
+    p: &Params,
+    (dy, dy_stride): (Address, u64),
+    queue: &Queue,
+) -> Result<(), Error> {
+    const THREADS: u32 = 256;
+    queue.require_bf16(name, p.dtype)?;
+    let pairs = [p.width, p.x_stride, p.y_stride, dy_stride].iter().all(|n| n.is_multiple_of(2));
+    queue.require(name, pairs, || format!("rows of {} numbers are not pairs", p.width))?;
+    let params = ffi::Rmsnorm {
+        x: p.x.number(),
+        weight: p.weight.number(),
+        out: p.y.number(),
+        dy: dy.number(),
+        x_stride: p.x_stride,
+        out_stride: p.y_stride,
+        dy_stride,
+        groups: p.groups as u32,
+        width: p.width as u32,
+        eps: p.eps,
+        center: p.center as u32 as f32,
+        add: p.write as u32,
+    };
+    let warps = THREADS as usize / 32;
+    let blocks = Grid::row((p.rows * p.groups) as usize, THREADS);
+    // SAFETY: passed on from the caller.
+    unsafe { queue.launch(name, Grid { shared: warps * size_of::<f32>(), ..blocks }, &params) }
 }
 
 fn forward_on_cpu<E: Element>(p: &Params, cpu: &Cpu) {

@@ -7,7 +7,9 @@
 
 use super::element::{Element, Real, per_simd, with_element};
 use super::{slice, slice_mut};
-use crate::device::{Address, Cpu, Device, Dtype, Kernel, Mat, MatMut, ScratchMemory};
+use crate::device::{Address, Cpu, Device, Dtype, Grid, Kernel, Mat, MatMut, Queue, ScratchMemory};
+use crate::error::Error;
+use crate::ffi;
 
 /// Which way to turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,6 +75,22 @@ unsafe impl Kernel for Params {
 
     unsafe fn run_on_cpu(&self, cpu: &Cpu, _: ScratchMemory) {
         with_element!(self.dtype, run(self, cpu));
+    }
+
+    unsafe fn run_on_gpu(&self, queue: &Queue) -> Result<(), Error> {
+        queue.require_bf16(Self::NAME, self.dtype)?;
+        let params = ffi::Rope {
+            x: self.x.number(),
+            tables: self.tables.number(),
+            x_stride: self.x_stride,
+            table_stride: self.table_stride,
+            heads: self.heads as u32,
+            head_dim: self.head_dim as u32,
+            half: self.half as u32,
+            backward: self.direction as u32,
+        };
+        // SAFETY: passed on from the caller.
+        unsafe { queue.launch(Self::NAME, Grid::row(self.rows as usize, 128), &params) }
     }
 }
 

@@ -4,7 +4,9 @@
 use super::element::{Element, with_element};
 use super::tasks::{TASK, for_each_piece};
 use super::{slice, slice_mut};
-use crate::device::{Address, Buf, Cpu, Device, Dtype, Kernel, Mat, MatMut, ScratchMemory};
+use crate::device::{Address, Buf, Cpu, Device, Dtype, Grid, Kernel, Mat, MatMut, Queue, ScratchMemory};
+use crate::error::Error;
+use crate::ffi;
 
 /// Parameters of both kernels: `count` rows of `packed` are rows `index` of the `rows` of `spread`.
 #[derive(Clone, Copy)]
@@ -82,6 +84,11 @@ unsafe impl Kernel for Gather {
     unsafe fn run_on_cpu(&self, cpu: &Cpu, _: ScratchMemory) {
         with_element!(self.0.dtype, gather_on_cpu(&self.0, cpu));
     }
+
+    unsafe fn run_on_gpu(&self, queue: &Queue) -> Result<(), Error> {
+        // SAFETY: passed on from the caller.
+        unsafe { queue_on_gpu(Self::NAME, &self.0, queue) }
+    }
 }
 
 // SAFETY: as above; a task owns the rows of out that it zeroes and fills.
@@ -91,6 +98,32 @@ unsafe impl Kernel for Scatter {
     unsafe fn run_on_cpu(&self, cpu: &Cpu, _: ScratchMemory) {
         with_element!(self.0.dtype, scatter_on_cpu(&self.0, cpu));
     }
+
+    unsafe fn run_on_gpu(&self, queue: &Queue) -> Result<(), Error> {
+        let Params { spread, rows, cols, spread_stride, .. } = self.0;
+        let dense = spread_stride == cols;
+        queue.require(Self::NAME, dense, || format!("{cols} of {spread_stride} columns"))?;
+        // SAFETY: passed on from the caller; rows that nothing is scattered to are zero.
+        unsafe {
+            queue.zero(spread, (rows * cols) as usize * Dtype::Bf16.size())?;
+            queue_on_gpu(Self::NAME, &self.0, queue)
+        }
+    }
+}
+
+/// Queues either kernel: a block for each packed row.
+unsafe fn queue_on_gpu(name: &'static str, p: &Params, queue: &Queue) -> Result<(), Error> {
+    queue.require_bf16(name, p.dtype)?;
+    let params = ffi::Rows {
+        packed: p.packed.number(),
+        spread: p.spread.number(),
+        index: p.index.number(),
+        packed_stride: p.packed_stride,
+        spread_stride: p.spread_stride,
+        cols: p.cols as u32,
+    };
+    // SAFETY: passed on from the caller.
+    unsafe { queue.launch(name, Grid::row(p.count as usize, 128), &params) }
 }
 
 /// The indices, each of them checked.

@@ -4,7 +4,9 @@
 use super::element::{Element, Real, per_simd};
 use super::tasks::{TASK, for_each_piece};
 use super::{lanes_sum, slice, slice_mut};
-use crate::device::{Address, Buf, Cpu, Device, Kernel, Scratch, ScratchMemory};
+use crate::device::{Address, Buf, Cpu, Device, Grid, Kernel, Queue, Scratch, ScratchMemory};
+use crate::error::Error;
+use crate::ffi;
 
 /// Parameters of the kernel `sum_squares`.
 #[derive(Clone, Copy)]
@@ -53,6 +55,24 @@ unsafe impl Kernel for Params {
         // SAFETY: the caller vouches for out.
         let out = unsafe { slice_mut::<f64>(self.out, 0, 1) };
         out[0] = sum;
+    }
+
+    unsafe fn run_on_gpu(&self, queue: &Queue) -> Result<(), Error> {
+        const THREADS: u32 = 256;
+        let pieces = (self.len as usize).div_ceil(TASK);
+        let partial = queue.scratch(pieces * size_of::<f64>())?;
+        let params = ffi::SumSquares {
+            x: self.x.number(),
+            partial: partial.number(),
+            out: self.out.number(),
+            len: self.len,
+        };
+        let shared = THREADS as usize * size_of::<f64>();
+        // SAFETY: the caller vouches for x and out; there is a partial sum for each piece.
+        unsafe {
+            queue.launch("sum_squares", Grid { shared, ..Grid::row(pieces, THREADS) }, &params)?;
+            queue.launch("sum_squares_total", Grid { shared, ..Grid::row(1, THREADS) }, &params)
+        }
     }
 }
 

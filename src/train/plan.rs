@@ -2,7 +2,7 @@
 
 use crate::checkpoint::weights::Weights;
 use crate::data::{MicroBatch, Target};
-use crate::device::{Device, Dtype, Report};
+use crate::device::{Device, Dtype, Hardware, Report};
 use crate::error::Error;
 use crate::methods::lora;
 use crate::model::config::Config;
@@ -29,8 +29,8 @@ pub struct Job<'a> {
     pub limits: Limits,
     /// How moments are kept.
     pub moments: Moments,
-    /// Threads of the device.
-    pub threads: usize,
+    /// What it runs on.
+    pub hardware: Hardware,
     /// Element of activations.
     pub dtype: Dtype,
 }
@@ -115,7 +115,7 @@ pub fn plan(job: &Job, budget: u64) -> Result<Plan, Error> {
 }
 
 fn book(job: &Job, keep: Keep) -> Result<Report, Error> {
-    let device = Device::plan(job.threads, job.dtype, u64::MAX);
+    let device = Device::plan(job.hardware, job.dtype, u64::MAX);
     let mut decoder = load(&device, job.config.clone(), job.weights, job.quantization)?;
     let index: Index = job.method.attach(&mut decoder)?.index;
     let purpose = Purpose::Training(keep);

@@ -84,15 +84,18 @@ fn check(case: Case, order: Order) {
         false => bf16_bytes(numbers),
     };
     let params = Matmul {
-        a: card.upload(&bf16_bytes(&a)),
-        b: card.upload(&bf16_bytes(&b)),
+        a: [card.upload(&bf16_bytes(&a)), 0],
+        b: [card.upload(&bf16_bytes(&b)), 0],
         out: card.upload(&bytes(&before)),
-        a_stride: padded(case.stored()[0].1) as u64,
-        b_stride: padded(case.stored()[1].1) as u64,
+        bias: 0,
+        residual: 0,
+        a_stride: [padded(case.stored()[0].1) as u64, 0],
+        b_stride: [padded(case.stored()[1].1) as u64, 0],
+        residual_stride: 0,
         out_stride: n as u64,
         m: m as u32,
         n: n as u32,
-        k: k as u32,
+        k: [k as u32, 0],
         alpha: ALPHA,
         add: u32::from(add),
         wide: u32::from(wide),
@@ -125,15 +128,15 @@ fn no_two_rows_of_a_tile_share_a_bank() {
         let mut card = Card::new();
         let zeros = vec![0; 128 * 128 * 2];
         let params = Matmul {
-            a: card.upload(&zeros),
-            b: card.upload(&zeros),
+            a: [card.upload(&zeros), 0],
+            b: [card.upload(&zeros), 0],
             out: card.upload(&zeros),
-            a_stride: 128,
-            b_stride: 128,
+            a_stride: [128, 0],
+            b_stride: [128, 0],
             out_stride: 128,
             m: 128,
             n: 128,
-            k: 128,
+            k: [128, 0],
             alpha: 1.0,
             ..Matmul::default()
         };

@@ -159,7 +159,7 @@ fn a_plan_books_the_scratch_that_a_run_takes() {
             Call::new(device, Case { m, n: 70, k, k2: 5, ..PLAIN }).run(device);
             device.report()
         };
-        let planned = run(&Device::plan(3, Dtype::Bf16, u64::MAX));
+        let planned = run(&Device::plan(Hardware::Cpu { threads: 3 }, Dtype::Bf16, u64::MAX));
         for simd in Simd::available() {
             let taken = run(&Device::cpu_with(3, simd, Dtype::Bf16, u64::MAX));
             assert_eq!(taken, planned, "{simd:?}");

@@ -8,6 +8,9 @@ use super::{Code, Driver, INVALID_DEVICE, INVALID_IMAGE, INVALID_VALUE, NOT_READ
 /// The one context there is.
 const CONTEXT: usize = 1;
 
+/// The one pool of memory.
+const POOL: usize = 2;
+
 /// Defines exported functions. Each writes through pointers that its caller gave it for that.
 macro_rules! exports {
     ($(fn $name:ident($($arg:ident: $ty:ty),*) |$driver:ident| $body:block)*) => {
@@ -61,6 +64,14 @@ exports! {
     fn cuDeviceGetAttribute(value: *mut c_int, attribute: c_int, device: c_int) |driver| {
         let _ = device;
         give(value, attribute_of(driver, attribute))
+    }
+    fn cuDeviceGetDefaultMemPool(pool: *mut usize, device: c_int) |_driver| {
+        let _ = device;
+        give(pool, POOL)
+    }
+    fn cuMemPoolSetAttribute(pool: usize, attribute: c_int, value: *const c_void) |_driver| {
+        let _ = (attribute, value);
+        if pool == POOL { Ok(()) } else { Err(INVALID_VALUE) }
     }
     fn cuDevicePrimaryCtxRetain(context: *mut usize, device: c_int) |_driver| {
         let _ = device;

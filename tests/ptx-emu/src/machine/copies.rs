@@ -60,8 +60,7 @@ impl Warp {
             let range = room.shared_range(who, to[lane], bytes)?;
             // A copy that reads nothing may point anywhere.
             if read > 0 {
-                let source =
-                    room.global_range(who, from[lane], bytes.min(read.next_power_of_two()))?;
+                let source = room.copied_range(who, from[lane], (read, bytes))?;
                 room.check_global_read(who, source);
             }
             room.check_shared(who, range.clone(), true);
@@ -95,7 +94,7 @@ impl Warp {
             }
             let mut arriving = [0; 16];
             if read > 0 {
-                let range = room.global_range(who, from, read)?;
+                let range = room.copied_range(who, from, (read, bytes))?;
                 arriving[..read].copy_from_slice(room.memory.bytes(range));
             }
             // The thread that waits is the one that writes.

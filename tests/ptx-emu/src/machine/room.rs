@@ -159,10 +159,26 @@ impl Room<'_> {
         len: usize,
     ) -> Result<Range<usize>, Fault> {
         self.check_alignment(who, address, len)?;
+        self.allocated(who, address, len)
+    }
+
+    /// The place of `len` bytes at any address.
+    fn allocated(&mut self, who: Who, address: u64, len: usize) -> Result<Range<usize>, Fault> {
         self.memory.allocated(address, len).ok_or_else(|| {
             let message = format!("thread {}: {len} bytes at {address:#x}", who.thread);
             self.fault(who.pc, Kind::GlobalBounds, message)
         })
+    }
+
+    /// The first `read` bytes of a copy of `bytes`.
+    pub(super) fn copied_range(
+        &mut self,
+        who: Who,
+        address: u64,
+        (read, bytes): (usize, usize),
+    ) -> Result<Range<usize>, Fault> {
+        self.check_alignment(who, address, bytes)?;
+        self.allocated(who, address, read)
     }
 
     fn check_alignment(&mut self, who: Who, address: u64, len: usize) -> Result<(), Fault> {

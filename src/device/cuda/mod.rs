@@ -1,0 +1,170 @@
+//! An NVIDIA GPU as a device: the driver is loaded at run time where there is one, and nothing else of
+//! CUDA is needed.
+//!
+//! One stream computes and one copies. Everything is queued and nothing is waited for, but where the
+//! host wants to see a number. A copy to the GPU passes through a ring of pinned buffers
+//! ([`staging`]); it waits for what was queued before it, which may still read what it overwrites, and
+//! what is queued after it waits for it. Memory is allocated in the order of the computing stream, from
+//! the one pool of the device.
+//!
+//! [`open`] finds the card and loads the kernels that are part of this program.
+
+mod open;
+mod staging;
+
+use std::collections::HashMap;
+use std::fmt::Debug;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use cudarc::driver::result;
+use cudarc::driver::sys::CUresult;
+use cudarc::driver::{
+    CudaContext, CudaFunction, CudaSlice, CudaStream, DevicePtr, DeviceRepr, DriverError,
+    LaunchConfig, PushKernelArg,
+};
+
+pub use open::{Card, look};
+
+use super::cpu::SCRATCH;
+use super::memory::{Booking, Ledger};
+use super::{Address, Grid};
+use crate::error::Error;
+use staging::Staging;
+
+/// A GPU with its kernels loaded.
+pub struct Cuda {
+    pub(super) ledger: Arc<Ledger>,
+    context: Arc<CudaContext>,
+    compute: Arc<CudaStream>,
+    copies: Arc<CudaStream>,
+    functions: HashMap<&'static str, CudaFunction>,
+    staging: Mutex<Staging>,
+    scratch: Mutex<Option<Scratch>>,
+}
+
+/// Memory on the GPU.
+pub(super) struct Region(CudaSlice<u8>);
+
+struct Scratch {
+    region: Region,
+    bytes: usize,
+    _booking: Booking,
+}
+
+/// The struct of a kernel, which it takes by value.
+#[repr(transparent)]
+struct ByValue<P>(P);
+
+// SAFETY: transparent around a plain C struct, which the kernel declares as its one parameter.
+unsafe impl<P: Copy> DeviceRepr for ByValue<P> {}
+
+impl Region {
+    pub(super) fn address(&self) -> Address {
+        let (address, _sync) = self.0.device_ptr(self.0.stream());
+        Address::of_device(address)
+    }
+}
+
+impl Cuda {
+    /// `bytes` zeros, which the ledger has booked under `label`.
+    pub(super) fn alloc(&self, label: &'static str, bytes: usize) -> Result<Region, Error> {
+        // The driver has no allocation of no bytes.
+        let allocated = self.compute.alloc_zeros::<u8>(bytes.max(1));
+        allocated.map(Region).map_err(|error| match error {
+            DriverError(CUresult::CUDA_ERROR_OUT_OF_MEMORY) => Error::OutOfMemory {
+                device: self.ledger.device().to_owned(),
+                label,
+                bytes: bytes as u64,
+                available: self.context.mem_get_info().map_or(0, |(free, _)| free as u64),
+            },
+            error => self.failed(&format!("allocating {bytes} bytes for {label}"), error),
+        })
+    }
+
+    /// Copies `from` to `to`, behind all that is queued and before all that will be.
+    ///
+    /// # Safety
+    /// `to` is valid for writes of as many bytes.
+    pub(super) unsafe fn upload(&self, from: &[u8], to: Address) -> Result<(), Error> {
+        let mut staging = self.staging.lock().unwrap_or_else(PoisonError::into_inner);
+        // SAFETY: passed on from the caller.
+        let queued = self.compute.record_event(None).and_then(|before| unsafe {
+            self.copies.wait(&before)?;
+            staging.upload(&self.copies, from, to)?;
+            self.compute.wait(&self.copies.record_event(None)?)
+        });
+        queued.map_err(|error| self.failed("a copy to the GPU", error))
+    }
+
+    /// Waits for all that is queued and copies `from` to `to`.
+    ///
+    /// # Safety
+    /// `from` is valid for reads of as many bytes.
+    pub(super) unsafe fn download(&self, from: Address, to: &mut [u8]) -> Result<(), Error> {
+        let mut staging = self.staging.lock().unwrap_or_else(PoisonError::into_inner);
+        // SAFETY: passed on from the caller.
+        let copied = unsafe { staging.download(&self.compute, from, to) };
+        copied.map_err(|error| self.failed("a copy from the GPU", error))
+    }
+
+    /// Waits for all that is queued.
+    pub(super) fn synchronize(&self) -> Result<(), Error> {
+        let waited = self.compute.synchronize().and_then(|()| self.context.check_err());
+        waited.map_err(|error| self.failed("the kernels queued so far", error))
+    }
+
+    /// Scratch of at least `bytes` bytes; it grows where no launch before needed as many.
+    pub(super) fn scratch(&self, bytes: usize) -> Result<Address, Error> {
+        let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(scratch) = scratch.as_ref().filter(|scratch| scratch.bytes >= bytes) {
+            return Ok(scratch.region.address());
+        }
+        *scratch = None;
+        let booking = self.ledger.book(SCRATCH, bytes as u64)?;
+        let region = self.alloc(SCRATCH, bytes)?;
+        let address = region.address();
+        *scratch = Some(Scratch { region, bytes, _booking: booking });
+        Ok(address)
+    }
+
+    /// # Safety
+    /// As for [`Queue::launch`](super::Queue::launch).
+    pub(super) unsafe fn launch<P: Copy + Debug>(
+        &self,
+        name: &'static str,
+        grid: Grid,
+        params: &P,
+    ) -> Result<(), Error> {
+        let function = self.functions.get(name).unwrap_or_else(|| panic!("no kernel {name}"));
+        let [x, y, z] = grid.blocks.map(|blocks| u32::try_from(blocks).unwrap_or(u32::MAX));
+        let config = LaunchConfig {
+            grid_dim: (x, y, z),
+            block_dim: (grid.threads, 1, 1),
+            shared_mem_bytes: grid.shared as u32,
+        };
+        let params = ByValue(*params);
+        // SAFETY: passed on from the caller.
+        let launched = unsafe { self.compute.launch_builder(function).arg(&params).launch(config) };
+        launched
+            .map(|_| ())
+            .map_err(|error| self.failed(&format!("kernel {name}, {grid:?}, {:?}", params.0), error))
+    }
+
+    /// # Safety
+    /// The bytes are valid for writes.
+    pub(super) unsafe fn zero(&self, address: Address, bytes: usize) -> Result<(), Error> {
+        let bound = self.context.bind_to_thread();
+        // SAFETY: passed on from the caller; the context is current.
+        let queued = bound.and_then(|()| unsafe {
+            result::memset_d8_async(address.number(), 0, bytes, self.compute.cu_stream())
+        });
+        queued.map_err(|error| self.failed("zeros on the GPU", error))
+    }
+
+    fn failed(&self, what: &str, error: DriverError) -> Error {
+        Error::Device {
+            device: self.ledger.device().to_owned(),
+            what: format!("{what}: {}", open::told(error)),
+        }
+    }
+}

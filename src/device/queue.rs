@@ -1,0 +1,130 @@
+//! Where an operation queues what a GPU does for it.
+//!
+//! An operation says once, in [`Kernel::run_on_gpu`](super::Kernel::run_on_gpu), what it comes to on a
+//! GPU: which shapes it takes, how much scratch, which kernels in which order. A plan reads the same
+//! lines: it books the scratch and refuses the shapes, and queues nothing. So a shape that no kernel
+//! takes is refused before anything is loaded.
+
+use super::cuda::Cuda;
+use super::{Address, Dtype, Plan};
+use crate::error::Error;
+
+/// How a kernel is spread over the GPU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Grid {
+    /// Blocks in x, y and z.
+    pub blocks: [usize; 3],
+    /// Threads of a block.
+    pub threads: u32,
+    /// Dynamic shared memory of a block in bytes.
+    pub shared: usize,
+}
+
+impl Grid {
+    /// `blocks` blocks in a row, without shared memory.
+    pub const fn row(blocks: usize, threads: u32) -> Self {
+        Self { blocks: [blocks, 1, 1], threads, shared: 0 }
+    }
+}
+
+/// The queue of a GPU, or of the plan of one.
+pub struct Queue<'a> {
+    pub(super) target: Target<'a>,
+}
+
+/// Who is behind a queue.
+pub(super) enum Target<'a> {
+    Planned(&'a Plan),
+    Cuda(&'a Cuda),
+}
+
+impl Queue<'_> {
+    /// Scratch of `bytes` bytes for the launches that follow, up to the next call.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    pub fn scratch(&self, bytes: usize) -> Result<Address, Error> {
+        match self.target {
+            Target::Planned(plan) => plan.note_scratch(bytes).map(|()| Address::NULL),
+            Target::Cuda(cuda) => cuda.scratch(bytes),
+        }
+    }
+
+    /// Queues the kernel `name`; a grid without blocks is none.
+    ///
+    /// # Safety
+    /// `params` is what the kernel takes by value, and every address in it is valid for the shapes
+    /// that it states until the kernel has run.
+    ///
+    /// # Errors
+    /// [`Error::Device`] names the kernel and what it was given.
+    pub unsafe fn launch<P: Copy + std::fmt::Debug>(
+        &self,
+        name: &'static str,
+        grid: Grid,
+        params: &P,
+    ) -> Result<(), Error> {
+        match self.target {
+            Target::Cuda(cuda) if !grid.blocks.contains(&0) => {
+                // SAFETY: passed on from the caller.
+                unsafe { cuda.launch(name, grid, params) }
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Queues zeros for `bytes` bytes at `address`.
+    ///
+    /// # Safety
+    /// They are valid for writes, and nothing else touches them meanwhile.
+    ///
+    /// # Errors
+    /// [`Error::Device`].
+    pub unsafe fn zero(&self, address: Address, bytes: usize) -> Result<(), Error> {
+        match self.target {
+            // SAFETY: passed on from the caller.
+            Target::Cuda(cuda) if bytes > 0 => unsafe { cuda.zero(address, bytes) },
+            _ => Ok(()),
+        }
+    }
+
+    /// Refuses what the kernel `name` does not take: `what` says what it is given and what it takes.
+    ///
+    /// # Errors
+    /// [`Error::Device`] unless `fits`.
+    pub fn require(
+        &self,
+        name: &'static str,
+        fits: bool,
+        what: impl FnOnce() -> String,
+    ) -> Result<(), Error> {
+        match fits {
+            true => Ok(()),
+            false => Err(Error::Device {
+                device: self.device(),
+                what: format!("{name} cannot run on a GPU: {}; use --device cpu", what()),
+            }),
+        }
+    }
+
+    /// Refuses numbers that are not bf16.
+    ///
+    /// # Errors
+    /// [`Error::Device`].
+    pub fn require_bf16(&self, name: &'static str, dtype: Dtype) -> Result<(), Error> {
+        self.require(name, dtype == Dtype::Bf16, || format!("its numbers are {dtype:?}, not bf16"))
+    }
+
+    fn device(&self) -> String {
+        match self.target {
+            Target::Planned(plan) => plan.ledger.device().to_owned(),
+            Target::Cuda(cuda) => cuda.ledger.device().to_owned(),
+        }
+    }
+}
+
+/// Whether rows that begin at `address`, `stride` bf16 numbers apart, all begin at multiples of 16
+/// bytes, as asynchronous copies want them.
+pub fn has_aligned_rows(address: Address, stride: u64) -> bool {
+    address.number().is_multiple_of(16) && stride.is_multiple_of(8)
+}

@@ -1,0 +1,123 @@
+//! A product on a GPU: a four-bit operand is decoded into scratch as a matrix of bf16, and one kernel
+//! sums both products and rounds once.
+
+use super::{Content, Dense, Form, Params, Product, Weight};
+use crate::device::{Address, Dtype, Grid, Queue, has_aligned_rows};
+use crate::error::Error;
+use crate::{ffi, quant};
+
+/// Rows and columns of the result that a block computes.
+const TILE: usize = 64;
+
+/// Threads of a block.
+const THREADS: u32 = 128;
+
+/// Two stages of two tiles with a depth of 64.
+const SHARED: usize = 2 * 2 * TILE * 64 * 2;
+
+/// # Safety
+/// As for [`Kernel::run_on_gpu`](crate::device::Kernel::run_on_gpu).
+pub(super) unsafe fn run(p: &Params, queue: &Queue) -> Result<(), Error> {
+    queue.require_bf16("matmul", p.compute)?;
+    let decoded = p.products.map(|product| product.decoded_bytes());
+    let scratch = queue.scratch(decoded.iter().sum())?;
+    let places = [scratch, scratch.offset(decoded[0])];
+    let mut rights = [Dense::NONE; 2];
+    for ((product, place), right) in p.products.iter().zip(places).zip(&mut rights) {
+        // SAFETY: passed on from the caller; the place has room for the decoded operand.
+        *right = unsafe { product.right_on_gpu(place, queue)? };
+    }
+    let wide = p.out.dtype == Dtype::F32;
+    queue.require("matmul", wide || p.out.dtype == Dtype::Bf16, || format!("to {:?}", p.out.dtype))?;
+    if !p.residual.address.is_null() {
+        queue.require_bf16("matmul", p.residual.dtype)?;
+    }
+    for (product, right) in p.products.iter().zip(&rights).filter(|(p, _)| p.depth > 0) {
+        for operand in [&product.left, right] {
+            let fits = has_aligned_rows(operand.address, operand.stride);
+            let stride = operand.stride;
+            queue.require("matmul", fits, || {
+                format!("rows {stride} numbers apart do not all begin at multiples of 16 bytes")
+            })?;
+        }
+    }
+    let [left, right] = [p.products.map(|product| product.left), rights];
+    let params = ffi::Matmul {
+        a: left.map(|matrix| matrix.address.number()),
+        b: right.map(|matrix| matrix.address.number()),
+        out: p.out.address.number(),
+        bias: p.bias.number(),
+        residual: p.residual.address.number(),
+        a_stride: left.map(|matrix| matrix.stride),
+        b_stride: right.map(|matrix| matrix.stride),
+        out_stride: p.out.stride,
+        residual_stride: p.residual.stride,
+        k: p.products.map(|product| product.depth as u32),
+        m: p.rows as u32,
+        n: p.cols as u32,
+        alpha: p.alpha,
+        add: p.write as u32,
+        wide: u32::from(wide),
+    };
+    let name = match p.form {
+        Form::Nt => "matmul_nt",
+        Form::Nn => "matmul_nn",
+        Form::Tn => "matmul_tn",
+    };
+    let blocks = [(p.cols as usize).div_ceil(TILE), (p.rows as usize).div_ceil(TILE), 1];
+    // SAFETY: passed on from the caller.
+    unsafe { queue.launch(name, Grid { blocks, threads: THREADS, shared: SHARED }, &params) }
+}
+
+impl Product {
+    /// Bytes of the right operand as bf16, if it has to be decoded.
+    fn decoded_bytes(&self) -> usize {
+        match self.right.content {
+            Content::Dense => 0,
+            Content::Nf4 | Content::Fp4 => {
+                (self.right.weight.values as usize * 2).next_multiple_of(256)
+            }
+        }
+    }
+
+    /// The right operand as plain numbers, decoded to `place` if need be.
+    unsafe fn right_on_gpu(&self, place: Address, queue: &Queue) -> Result<Dense, Error> {
+        let kind = match self.right.content {
+            Content::Dense => return Ok(self.right.dense),
+            Content::Nf4 => quant::Kind::Nf4,
+            Content::Fp4 => quant::Kind::Fp4,
+        };
+        let weight = &self.right.weight;
+        // SAFETY: passed on from the caller.
+        unsafe { weight.decode_on_gpu(kind, place, queue)? };
+        Ok(Dense { address: place, stride: weight.cols, dtype: Dtype::Bf16 })
+    }
+}
+
+impl Weight {
+    unsafe fn decode_on_gpu(
+        &self,
+        kind: quant::Kind,
+        out: Address,
+        queue: &Queue,
+    ) -> Result<(), Error> {
+        const THREADS: usize = 128;
+        let values = self.values;
+        queue.require("dequantize", values.is_multiple_of(quant::BLOCK as u64), || {
+            format!("a matrix of {values} four-bit numbers ends within a block of 64")
+        })?;
+        let params = ffi::Dequantize {
+            codes: self.codes.number(),
+            absmax: self.absmax.number(),
+            nested_absmax: self.nested_absmax.number(),
+            map: self.map.number(),
+            out: out.number(),
+            values,
+            offset: self.offset,
+            book: *kind.values(),
+        };
+        let blocks = (values as usize / quant::BLOCK).div_ceil(THREADS);
+        // SAFETY: passed on from the caller.
+        unsafe { queue.launch("dequantize", Grid::row(blocks, THREADS as u32), &params) }
+    }
+}
