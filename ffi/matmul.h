@@ -1,7 +1,8 @@
 /* out [m, n] (=|+=) alpha * (a[0] . b[0] + a[1] . b[1]) + bias + residual, bf16 in, sums in f32 and one
  * rounding, by one of three kernels:
  *   matmul_nt: a [m, k], b [n, k]    matmul_nn: a [m, k], b [k, n]    matmul_tn: a [k, m], b [k, n]
- * Rows of a and b begin at multiples of 16 bytes. A second product that is not there has k = 0. */
+ * Rows of a and b that begin at multiples of 16 bytes are faster. A second product that is not there has
+ * k = 0. */
 #ifndef QLORA_MATMUL_H
 #define QLORA_MATMUL_H
 
@@ -16,7 +17,7 @@ typedef struct Matmul {
   unsigned long long bias;
   /** `[m, n]` bf16, or 0 */
   unsigned long long residual;
-  /** Numbers from a row to the next: multiples of 8. */
+  /** Numbers from a row to the next. */
   unsigned long long a_stride[2], b_stride[2];
   /** Numbers from a row to the next. */
   unsigned long long out_stride, residual_stride;

@@ -10,9 +10,11 @@ enum { OWN = 64 };
 
 template <int D>
 struct Shape {
-  static const int OTHERS = D == 64 ? 64 : 32;
-  // Columns of a gradient whose sums fit into registers; a wider head is gone through once for each.
-  static const int COLUMNS = D == 256 ? 128 : D;
+  enum {
+    OTHERS = D == 64 ? 64 : 32,
+    // Columns of a gradient whose sums fit into registers; a wider head is gone through once for each.
+    COLUMNS = D == 256 ? 128 : D,
+  };
 };
 
 // What a pair of a query and a key comes to.

@@ -30,14 +30,33 @@ struct Matrix {
   u32 rows, cols;
 };
 
+// Whether every row begins at a multiple of 16 bytes, as asynchronous copies want it.
+DEVICE bool is_aligned(const Matrix &matrix) { return ((u64)matrix.numbers % 16 | matrix.stride % 8) == 0; }
+
+// Eight numbers to shared memory one by one: the first `count` of them, and zeros.
+DEVICE void copy_numbers(u16 *to, const u16 *from, u32 count) {
+  u32 words[4];
+#pragma unroll
+  for (u32 i = 0; i < 4; i++) {
+    const u32 low = 2 * i < count ? from[2 * i] : 0, high = 2 * i + 1 < count ? from[2 * i + 1] : 0;
+    words[i] = low | high << 16;
+  }
+  *(uint4 *)to = make_uint4(words[0], words[1], words[2], words[3]);
+}
+
 // Starts the copy of 64 x 64 numbers from row `row` and column `col` on; what is beyond the matrix is 0.
 DEVICE void fetch(Tile &tile, const Matrix &from, u32 row, u32 col) {
+  const bool aligned = is_aligned(from);
 #pragma unroll
   for (int i = 0; i < 64 * 8 / THREADS; i++) {
     const int r = (threadIdx.x + i * THREADS) / 8, c = (threadIdx.x + i * THREADS) % 8;
     const u32 left = row + r < from.rows && col + c * 8 < from.cols ? from.cols - col - c * 8 : 0;
     const u64 at = left > 0 ? (row + r) * from.stride + col + c * 8 : 0;
-    copy_async(chunk(tile, r, c), from.numbers + at, min(left, 8u) * 2);
+    const u32 count = min(left, 8u);
+    if (aligned)
+      copy_async(chunk(tile, r, c), from.numbers + at, count * 2);
+    else
+      copy_numbers(chunk(tile, r, c), from.numbers + at, count);
   }
 }
 

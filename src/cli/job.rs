@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 
 use qlora_train::checkpoint::adapter::{Adapter, TargetModules};
 use qlora_train::checkpoint::weights::Weights;
-use qlora_train::device::Hardware;
 use qlora_train::data::{Batching, Order, Packing};
 use qlora_train::error::{Error, Place};
 use qlora_train::methods::lora::{self, Targets};
@@ -118,14 +117,6 @@ impl Source {
         }
     }
 
-    /// R of the update.
-    fn rank(&self) -> usize {
-        match self {
-            Self::New(settings) => settings.rank,
-            Self::From { adapter, .. } => adapter.config.rank,
-        }
-    }
-
     /// Says what an adapter holds that is not understood.
     pub fn tell(&self) {
         if let Self::From { adapter, folder, .. } = self {
@@ -221,10 +212,6 @@ pub fn plan(
     limits: Limits,
     machine: &Machine,
 ) -> Result<Plan, Error> {
-    if let (Hardware::Cuda { .. }, false) = (machine.hardware, source.rank().is_multiple_of(8)) {
-        let what = format!("{}: a GPU takes ranks that are multiples of 8", source.rank());
-        return Err(Error::input(Place::flag("--lora-r"), what));
-    }
     let job = plan::Job {
         config,
         weights,

@@ -629,9 +629,9 @@ pub struct Matmul {
     pub bias: ::core::ffi::c_ulonglong,
     /// `[m, n]` bf16, or 0
     pub residual: ::core::ffi::c_ulonglong,
-    /// Numbers from a row to the next: multiples of 8.
+    /// Numbers from a row to the next.
     pub a_stride: [::core::ffi::c_ulonglong; 2usize],
-    /// Numbers from a row to the next: multiples of 8.
+    /// Numbers from a row to the next.
     pub b_stride: [::core::ffi::c_ulonglong; 2usize],
     /// Numbers from a row to the next.
     pub out_stride: ::core::ffi::c_ulonglong,

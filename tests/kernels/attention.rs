@@ -3,21 +3,23 @@
 use ptx_emu::Order;
 use qlora_train::device::{Act, Buf, Dtype};
 use qlora_train::ffi::Attention;
-use qlora_train::ops::attention::{Attention as OnCpu, Heads, Segment, forward, lse_dtype};
+use qlora_train::ops::attention::{
+    Attention as On, Heads, Saved, Segment, backward, forward, lse_dtype,
+};
 
 use super::{Card, Exact, Grid, ORDERS, assert_near, bf16_bytes, numbers};
 
 /// What is attended to.
 #[derive(Debug, Clone, Copy)]
-struct Case {
+pub(super) struct Case {
     /// Queries and keys of each record.
-    records: &'static [(u32, u32)],
-    heads: Heads,
-    window: Option<usize>,
-    soft_cap: Option<f32>,
+    pub(super) records: &'static [(u32, u32)],
+    pub(super) heads: Heads,
+    pub(super) window: Option<usize>,
+    pub(super) soft_cap: Option<f32>,
 }
 
-const PLAIN: Case = Case {
+pub(super) const PLAIN: Case = Case {
     records: &[(65, 65)],
     heads: Heads { heads: 2, kv_heads: 1, head_dim: 64 },
     window: None,
@@ -38,7 +40,7 @@ const CASES: [Case; 9] = [
 ];
 
 impl Case {
-    fn segments(&self) -> Vec<Segment> {
+    pub(super) fn segments(&self) -> Vec<Segment> {
         let (mut q_start, mut k_start) = (0, 0);
         let mut segment = |&(q_len, k_len): &(u32, u32)| {
             let segment = Segment { q_start, q_len, k_start, k_len };
@@ -48,24 +50,30 @@ impl Case {
         self.records.iter().map(&mut segment).collect()
     }
 
-    fn queries(&self) -> usize {
+    pub(super) fn queries(&self) -> usize {
         self.records.iter().map(|(queries, _)| *queries as usize).sum()
     }
 
-    fn keys(&self) -> usize {
+    pub(super) fn keys(&self) -> usize {
         self.records.iter().map(|(_, keys)| *keys as usize).sum()
     }
 
-    fn longest(&self) -> u32 {
+    pub(super) fn longest(&self) -> u32 {
         self.records.iter().map(|(queries, _)| *queries).max().unwrap()
     }
 
-    fn scale(&self) -> f32 {
+    pub(super) fn scale(&self) -> f32 {
         1.0 / (self.heads.head_dim as f32).sqrt()
     }
 
+    /// Columns of q, and of k and v.
+    pub(super) fn columns(&self) -> (usize, usize) {
+        let Heads { heads, kv_heads, head_dim } = self.heads;
+        (heads * head_dim, kv_heads * head_dim)
+    }
+
     /// q, k and v.
-    fn inputs(&self) -> [Vec<f32>; 3] {
+    pub(super) fn inputs(&self) -> [Vec<f32>; 3] {
         let Heads { heads, kv_heads, head_dim } = self.heads;
         let (queries, keys) =
             (self.queries() * heads * head_dim, self.keys() * kv_heads * head_dim);
@@ -73,45 +81,92 @@ impl Case {
     }
 }
 
-/// o and lse by the CPU in f64.
-fn exact(case: &Case) -> [Vec<f64>; 2] {
-    let exact = Exact::new();
-    let device = &exact.0;
-    let [q, k, v] = case.inputs().map(|numbers| exact.act(&numbers));
-    let segments = case.segments();
-    let mut on_device: Buf<Segment> = device.alloc("test", segments.len()).unwrap();
-    device.upload(&segments, &mut on_device);
-    let attention = OnCpu {
+/// A case on the CPU in f64: inputs and outputs.
+pub(super) struct OnCpu {
+    exact: Exact,
+    case: Case,
+    segments: Buf<Segment>,
+    /// q, k and v.
+    inputs: [Act; 3],
+    o: Act,
+    lse: Act,
+}
+
+impl OnCpu {
+    pub(super) fn run(case: &Case) -> Self {
+        let exact = Exact::new();
+        let inputs = case.inputs().map(|numbers| exact.act(&numbers));
+        let mut segments: Buf<Segment> = exact.0.alloc("test", case.records.len()).unwrap();
+        exact.0.upload(&case.segments(), &mut segments);
+        let o = exact.act(&vec![0.0; inputs[0].len()]);
+        let lse_len = case.queries() * case.heads.heads;
+        let lse = exact.0.alloc_dense("test", lse_len, lse_dtype(Dtype::F64)).unwrap();
+        let mut run = Self { exact, case: *case, segments, inputs, o, lse };
+        run.forward();
+        run
+    }
+
+    fn forward(&mut self) {
+        let Self { exact, case, segments, inputs: [q, k, v], o, lse } = self;
+        let (queries, keys, (q_cols, k_cols)) = (case.queries(), case.keys(), case.columns());
+        forward(
+            &exact.0,
+            &attention_of(case, segments),
+            q.view(queries, q_cols),
+            k.view(keys, k_cols),
+            v.view(keys, k_cols),
+            o.view_mut(queries, q_cols),
+            lse.view_mut(queries, case.heads.heads),
+        );
+    }
+
+    /// The gradients at q, k and v, given that at o.
+    pub(super) fn gradients(&self, d_o: &[f32]) -> [Vec<f64>; 3] {
+        let Self { exact, case, segments, inputs: [q, k, v], o, lse } = self;
+        let (queries, keys, (q_cols, k_cols)) = (case.queries(), case.keys(), case.columns());
+        let d_o = exact.act(d_o);
+        let [mut dq, mut dk, mut dv] = [q, k, v].map(|x| exact.act(&vec![0.0; x.len()]));
+        let saved = Saved {
+            q: q.view(queries, q_cols),
+            k: k.view(keys, k_cols),
+            v: v.view(keys, k_cols),
+            o: o.view(queries, q_cols),
+            lse: lse.view(queries, case.heads.heads),
+        };
+        backward(
+            &exact.0,
+            &attention_of(case, segments),
+            saved,
+            d_o.view(queries, q_cols),
+            dq.view_mut(queries, q_cols),
+            dk.view_mut(keys, k_cols),
+            dv.view_mut(keys, k_cols),
+        );
+        [dq, dk, dv].map(|act| exact.numbers(&act))
+    }
+
+    /// o and lse.
+    pub(super) fn outputs(&self) -> [Vec<f64>; 2] {
+        [&self.o, &self.lse].map(|act| self.exact.numbers(act))
+    }
+}
+
+fn attention_of<'a>(case: &Case, segments: &'a Buf<Segment>) -> On<'a> {
+    On {
         heads: case.heads,
         scale: case.scale(),
         window: case.window,
         soft_cap: case.soft_cap,
-        segments: &on_device,
+        segments,
         segment_count: segments.len(),
         longest: case.longest() as usize,
-    };
-    let (queries, keys) = (case.queries(), case.keys());
-    let mut o = exact.act(&vec![0.0; q.len()]);
-    let lse_len = queries * case.heads.heads;
-    let mut lse = device.alloc_dense("test", lse_len, lse_dtype(Dtype::F64)).unwrap();
-    let view = |act: &Act, rows: usize| act.len() / rows;
-    let (q_cols, k_cols) = (view(&q, queries), view(&k, keys));
-    forward(
-        device,
-        &attention,
-        q.view(queries, q_cols),
-        k.view(keys, k_cols),
-        v.view(keys, k_cols),
-        o.view_mut(queries, q_cols),
-        lse.view_mut(queries, case.heads.heads),
-    );
-    [o, lse].map(|act| exact.numbers(&act))
+    }
 }
 
 #[test]
 fn outputs_and_logarithms_of_sums_are_those_of_f64() {
     for case in &CASES {
-        let [o, lse] = exact(case);
+        let [o, lse] = OnCpu::run(case).outputs();
         for order in ORDERS {
             check(case, &o, &lse, order);
         }

@@ -3,6 +3,7 @@
 
 mod adamw;
 mod attention;
+mod attention_backward;
 mod cast;
 mod cross_entropy;
 mod dequantize;

@@ -3,102 +3,136 @@
 use ptx_emu::Order;
 use qlora_train::ffi::Matmul;
 
-use super::{Card, Grid, ORDERS, assert_near, bf16_bytes, numbers};
+use super::{Card, Grid, ORDERS, assert_near, bf16_bytes, f32_bytes, numbers};
 
 /// Bytes of two stages of two tiles.
 const SHARED_BYTES: usize = 4 * 64 * 64 * 2;
 
 const KERNELS: [&str; 3] = ["matmul_nt", "matmul_nn", "matmul_tn"];
 
-/// M, N, K: whole tiles, one more than that, one less, single rows, and depths that end within a tile.
-const SHAPES: [(usize, usize, usize); 6] =
-    [(64, 64, 64), (65, 63, 128), (1, 130, 72), (128, 72, 200), (40, 8, 16), (63, 65, 8)];
+/// M, N and both depths: whole tiles, one more than that, one less, single rows, depths that end within a
+/// tile or within eight numbers, and ranks that are no multiple of eight.
+const SHAPES: [(usize, usize, [usize; 2]); 8] = [
+    (64, 64, [64, 0]),
+    (65, 63, [128, 16]),
+    (1, 130, [72, 8]),
+    (128, 72, [200, 0]),
+    (40, 8, [16, 64]),
+    (63, 65, [8, 3]),
+    (7, 100, [33, 4]),
+    (33, 5, [1, 65]),
+];
+
+/// What happens to the sum.
+#[derive(Debug, Clone, Copy)]
+struct After {
+    add: bool,
+    wide: bool,
+    bias: bool,
+    residual: bool,
+}
 
 #[derive(Debug, Clone, Copy)]
 struct Case {
     kernel: &'static str,
     m: usize,
     n: usize,
-    k: usize,
-    add: bool,
-    wide: bool,
+    k: [usize; 2],
+    /// Rows begin at multiples of as many numbers.
+    multiple: usize,
+    after: After,
+}
+
+/// An operand as it is stored.
+struct Stored {
+    numbers: Vec<f32>,
+    stride: usize,
 }
 
 impl Case {
-    /// Rows and columns of a and b as they are stored.
-    fn stored(self) -> [(usize, usize); 2] {
+    /// Rows and columns of the operands of product `i` as they are stored.
+    fn stored(self, i: usize) -> [(usize, usize); 2] {
         let Self { m, n, k, .. } = self;
         match self.kernel {
-            "matmul_nt" => [(m, k), (n, k)],
-            "matmul_nn" => [(m, k), (k, n)],
-            _ => [(k, m), (k, n)],
+            "matmul_nt" => [(m, k[i]), (n, k[i])],
+            "matmul_nn" => [(m, k[i]), (k[i], n)],
+            _ => [(k[i], m), (k[i], n)],
         }
     }
 
-    /// The number of a in row `i` of the result and depth `d`, that of b in column `j`.
-    fn pair(self, a: &[f32], b: &[f32], (i, j, d): (usize, usize, usize)) -> (f32, f32) {
-        let [a_stride, b_stride] = self.stored().map(|(_, cols)| padded(cols));
-        match self.kernel {
-            "matmul_nt" => (a[i * a_stride + d], b[j * b_stride + d]),
-            "matmul_nn" => (a[i * a_stride + d], b[d * b_stride + j]),
-            _ => (a[d * a_stride + i], b[d * b_stride + j]),
-        }
+    /// Numbers between rows are no part of the matrix: they must change nothing.
+    fn operand(self, seed: u64, (rows, cols): (usize, usize)) -> Stored {
+        let stride = cols.next_multiple_of(self.multiple);
+        Stored { numbers: numbers(seed, rows * stride), stride }
     }
-}
 
-/// Rows begin at 16 bytes.
-fn padded(cols: usize) -> usize {
-    cols.next_multiple_of(8)
+    /// The number of a in row `i` of the result times that of b in column `j`, at depth `d`.
+    fn product(self, [a, b]: &[Stored; 2], (i, j, d): (usize, usize, usize)) -> f64 {
+        let (a_at, b_at) = match self.kernel {
+            "matmul_nt" => (i * a.stride + d, j * b.stride + d),
+            "matmul_nn" => (i * a.stride + d, d * b.stride + j),
+            _ => (d * a.stride + i, d * b.stride + j),
+        };
+        f64::from(a.numbers[a_at]) * f64::from(b.numbers[b_at])
+    }
 }
 
 #[test]
 fn products_are_those_of_f64_in_every_orientation() {
-    for kernel in KERNELS {
-        for (m, n, k) in SHAPES {
-            for (add, wide) in [(false, false), (true, true)] {
-                for order in ORDERS {
-                    check(Case { kernel, m, n, k, add, wide }, order);
-                }
+    let plain = After { add: false, wide: false, bias: false, residual: false };
+    let afters = [
+        plain,
+        After { add: true, wide: true, ..plain },
+        After { bias: true, residual: true, ..plain },
+        After { add: true, ..plain },
+    ];
+    for (kernel, (m, n, k)) in KERNELS.into_iter().flat_map(|kernel| SHAPES.map(|s| (kernel, s))) {
+        for (number, after) in afters.into_iter().enumerate() {
+            // Rows at multiples of 16 bytes, and rows as they come.
+            let multiple = [8, 1][number % 2];
+            for order in ORDERS {
+                check(Case { kernel, m, n, k, multiple, after }, order);
             }
         }
     }
 }
 
-/// What is beyond a row's end within its last chunk is read, and must be zero where it is depth.
-fn operand(seed: u64, (rows, cols): (usize, usize)) -> Vec<f32> {
-    let mut numbers = numbers(seed, rows * padded(cols));
-    for row in numbers.chunks_mut(padded(cols)) {
-        row[cols..].fill(0.0);
-    }
-    numbers
-}
-
 fn check(case: Case, order: Order) {
     const ALPHA: f32 = 0.5;
-    let Case { m, n, k, add, wide, .. } = case;
-    let [a, b] = [0, 1].map(|i| operand(i as u64 + 1, case.stored()[i]));
-    let before = numbers(3, m * n);
+    let Case { m, n, k, after, .. } = case;
+    let operands: [[Stored; 2]; 2] = [0, 1].map(|i| {
+        let [a, b] = case.stored(i);
+        [case.operand(2 * i as u64 + 1, a), case.operand(2 * i as u64 + 2, b)]
+    });
+    let (before, residual, bias) = (numbers(5, m * n), numbers(6, m * n), numbers(7, n));
     let mut card = Card::new();
-    let bytes = |numbers: &[f32]| match wide {
-        true => super::f32_bytes(numbers),
-        false => bf16_bytes(numbers),
+    let given = |card: &mut Card, is_given: bool, bytes: &[u8]| match is_given {
+        true => card.upload(bytes),
+        false => 0,
     };
+    let out = if after.wide { f32_bytes(&before) } else { bf16_bytes(&before) };
+    let mut place = |i: usize, side: usize| {
+        let bytes = bf16_bytes(&operands[i][side].numbers);
+        given(&mut card, !bytes.is_empty(), &bytes)
+    };
+    let [a, b] = [0, 1].map(|side| [place(0, side), place(1, side)]);
+    let stride = |side: usize| [0, 1].map(|i| operands[i][side].stride as u64);
     let params = Matmul {
-        a: [card.upload(&bf16_bytes(&a)), 0],
-        b: [card.upload(&bf16_bytes(&b)), 0],
-        out: card.upload(&bytes(&before)),
-        bias: 0,
-        residual: 0,
-        a_stride: [padded(case.stored()[0].1) as u64, 0],
-        b_stride: [padded(case.stored()[1].1) as u64, 0],
-        residual_stride: 0,
+        a,
+        b,
+        out: card.upload(&out),
+        bias: given(&mut card, after.bias, &f32_bytes(&bias)),
+        residual: given(&mut card, after.residual, &bf16_bytes(&residual)),
+        a_stride: stride(0),
+        b_stride: stride(1),
         out_stride: n as u64,
+        residual_stride: n as u64,
+        k: k.map(|k| k as u32),
         m: m as u32,
         n: n as u32,
-        k: [k as u32, 0],
         alpha: ALPHA,
-        add: u32::from(add),
-        wide: u32::from(wide),
+        add: u32::from(after.add),
+        wide: u32::from(after.wide),
     };
     let grid = Grid {
         image: "matmul",
@@ -108,13 +142,20 @@ fn check(case: Case, order: Order) {
         shared_bytes: SHARED_BYTES,
     };
     card.run(&grid, &params, order);
-    let exact = |i: usize| {
-        let pairs = (0..k).map(|d| case.pair(&a, &b, (i / n, i % n, d)));
-        let sum: f64 = pairs.map(|(a, b)| f64::from(a) * f64::from(b)).sum();
-        sum * f64::from(ALPHA) + if add { f64::from(before[i]) } else { 0.0 }
+    let exact = |at: usize| {
+        let (i, j) = (at / n, at % n);
+        let sum_of = |term: usize| -> f64 {
+            (0..k[term]).map(|d| case.product(&operands[term], (i, j, d))).sum()
+        };
+        let mut value = (sum_of(0) + sum_of(1)) * f64::from(ALPHA);
+        let terms = [(after.bias, bias[j]), (after.residual, residual[at]), (after.add, before[at])];
+        for (_, term) in terms.into_iter().filter(|(is_there, _)| *is_there) {
+            value += f64::from(term);
+        }
+        value
     };
     let exact: Vec<f64> = (0..m * n).map(exact).collect();
-    if wide {
+    if after.wide {
         let found = card.f32(params.out, m * n);
         assert_near(&found, &exact, 1e-3, &format!("{case:?}"));
     } else {

@@ -2,7 +2,7 @@
 //! sums both products and rounds once.
 
 use super::{Content, Dense, Form, Params, Product, Weight};
-use crate::device::{Address, Dtype, Grid, Queue, has_aligned_rows};
+use crate::device::{Address, Dtype, Grid, Queue};
 use crate::error::Error;
 use crate::{ffi, quant};
 
@@ -31,15 +31,6 @@ pub(super) unsafe fn run(p: &Params, queue: &Queue) -> Result<(), Error> {
     queue.require("matmul", wide || p.out.dtype == Dtype::Bf16, || format!("to {:?}", p.out.dtype))?;
     if !p.residual.address.is_null() {
         queue.require_bf16("matmul", p.residual.dtype)?;
-    }
-    for (product, right) in p.products.iter().zip(&rights).filter(|(p, _)| p.depth > 0) {
-        for operand in [&product.left, right] {
-            let fits = has_aligned_rows(operand.address, operand.stride);
-            let stride = operand.stride;
-            queue.require("matmul", fits, || {
-                format!("rows {stride} numbers apart do not all begin at multiples of 16 bytes")
-            })?;
-        }
     }
     let [left, right] = [p.products.map(|product| product.left), rights];
     let params = ffi::Matmul {

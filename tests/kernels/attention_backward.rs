@@ -1,0 +1,99 @@
+//! The gradients of attention.
+
+use ptx_emu::Order;
+use qlora_train::ffi::AttentionBackward;
+use qlora_train::ops::attention::Heads;
+
+use super::attention::{Case, OnCpu, PLAIN};
+use super::{Card, Grid, ORDERS, assert_near, bf16_bytes, f32_bytes, numbers};
+
+const CASES: [Case; 8] = [
+    Case { records: &[(1, 1)], ..PLAIN },
+    PLAIN,
+    Case { records: &[(64, 64), (3, 3), (130, 130)], ..PLAIN },
+    Case { heads: Heads { heads: 3, kv_heads: 3, head_dim: 16 }, ..PLAIN },
+    Case { heads: Heads { heads: 4, kv_heads: 2, head_dim: 80 }, ..PLAIN },
+    Case { heads: Heads { heads: 2, kv_heads: 1, head_dim: 256 }, ..PLAIN },
+    Case { records: &[(200, 200)], window: Some(33), ..PLAIN },
+    Case { soft_cap: Some(2.0), ..PLAIN },
+];
+
+/// The kernels for a head's width, the width, and how many rows of the other side come at a time.
+fn kernels(head_dim: usize) -> ([&'static str; 2], usize, usize) {
+    match head_dim {
+        ..=64 => (["attention_backward_q_64", "attention_backward_kv_64"], 64, 64),
+        65..=128 => (["attention_backward_q_128", "attention_backward_kv_128"], 128, 32),
+        _ => (["attention_backward_q_256", "attention_backward_kv_256"], 256, 32),
+    }
+}
+
+#[test]
+fn gradients_are_those_of_f64() {
+    for case in &CASES {
+        let on_cpu = OnCpu::run(case);
+        let d_o = numbers(4, case.queries() * case.columns().0);
+        let gradients = on_cpu.gradients(&d_o);
+        for order in ORDERS {
+            check(case, on_cpu.outputs(), &d_o, &gradients, order);
+        }
+    }
+}
+
+fn check(case: &Case, [o, lse]: [Vec<f64>; 2], d_o: &[f32], exact: &[Vec<f64>; 3], order: Order) {
+    let Heads { heads, kv_heads, head_dim } = case.heads;
+    let narrow = |numbers: &[f64]| numbers.iter().map(|x| *x as f32).collect::<Vec<f32>>();
+    let [q, k, v] = case.inputs();
+    let segments = case.segments();
+    let mut card = Card::new();
+    let (q_stride, k_stride) = case.columns();
+    let (q_stride, k_stride) = (q_stride as u64, k_stride as u64);
+    let params = AttentionBackward {
+        q: card.upload(&bf16_bytes(&q)),
+        k: card.upload(&bf16_bytes(&k)),
+        v: card.upload(&bf16_bytes(&v)),
+        o: card.upload(&bf16_bytes(&narrow(&o))),
+        d_o: card.upload(&bf16_bytes(d_o)),
+        lse: card.upload(&f32_bytes(&narrow(&lse))),
+        delta: card.alloc(lse.len() * 4),
+        segments: card.upload(bytemuck::cast_slice(&segments)),
+        dq: card.alloc(q.len() * 2),
+        dk: card.alloc(k.len() * 2),
+        dv: card.alloc(v.len() * 2),
+        q_stride,
+        k_stride,
+        v_stride: k_stride,
+        o_stride: q_stride,
+        d_o_stride: q_stride,
+        lse_stride: heads as u64,
+        dq_stride: q_stride,
+        dk_stride: k_stride,
+        dv_stride: k_stride,
+        heads: heads as u32,
+        kv_heads: kv_heads as u32,
+        head_dim: head_dim as u32,
+        window: case.window.map_or(u32::MAX, |window| window as u32),
+        scale: case.scale(),
+        soft_cap: case.soft_cap.unwrap_or(0.0),
+    };
+    let ([of_queries, of_keys], width, others) = kernels(head_dim);
+    let (image, rows) = ("attention_backward", case.longest().div_ceil(64));
+    let shared_bytes = 2 * (64 + others) * width * 2;
+    let grid = |kernel, blocks, threads, shared_bytes| Grid {
+        image,
+        kernel,
+        blocks,
+        threads,
+        shared_bytes,
+    };
+    let count = segments.len() as u32;
+    let delta = grid("attention_delta", [case.queries() as u32, heads as u32, 1], 32, 0);
+    card.run(&delta, &params, order);
+    card.run(&grid(of_queries, [rows, heads as u32, count], 128, shared_bytes), &params, order);
+    let more = shared_bytes + 2 * others * 4;
+    card.run(&grid(of_keys, [rows, kv_heads as u32, count], 128, more), &params, order);
+    for (address, exact) in [params.dq, params.dk, params.dv].into_iter().zip(exact) {
+        let found = card.bf16(address, exact.len());
+        // o, the probabilities and their gradients are rounded before the gradient itself is.
+        assert_near(&found, exact, 3.0, &format!("{case:?} in {order:?}"));
+    }
+}
