@@ -6,7 +6,7 @@ use qlora_train::ops::adamw::{Hyper, State32, adamw};
 
 use super::{Card, Grid, ORDERS, f32_bytes, numbers};
 
-const HYPER: Hyper = Hyper {
+pub(super) const HYPER: Hyper = Hyper {
     learning_rate: 2e-4,
     beta1: 0.9,
     beta2: 0.999,
@@ -16,9 +16,9 @@ const HYPER: Hyper = Hyper {
     step: 1,
 };
 
-const STEPS: u64 = 3;
+pub(super) const STEPS: u64 = 3;
 
-fn grads(step: u64, len: usize) -> Vec<f32> {
+pub(super) fn grads(step: u64, len: usize) -> Vec<f32> {
     numbers(10 + step, len).into_iter().map(|g| g * 1e-3).collect()
 }
 

@@ -2,6 +2,7 @@
 //! orders of warps and blocks, checked. Files: one for each operation; here is how a kernel is run.
 
 mod adamw;
+mod adamw_8bit;
 mod attention;
 mod attention_backward;
 mod cast;
