@@ -7,8 +7,8 @@ use std::mem::offset_of;
 use std::path::{Path, PathBuf};
 
 use qlora_train::ffi::{
-    Adamw, Adamw8bit, Attention, AttentionBackward, Cast, CrossEntropy, Dequantize, Dropout, Embedding, Glu, Matmul, Rmsnorm,
-    Rope, Rows, SumSquares,
+    Adamw, Adamw8bit, Attention, AttentionBackward, Cast, CrossEntropy, Dequantize, Dropout,
+    Embedding, Glu, Matmul, Rmsnorm, Rope, Rows, SumSquares,
 };
 
 fn root() -> &'static Path {

@@ -84,7 +84,8 @@ impl DeviceFlags {
     /// With a budget, a plan can be made for a GPU that is not here.
     fn cuda(&self, ordinal: usize) -> Result<Machine, Error> {
         let hardware = Hardware::Cuda { ordinal };
-        let machine = |budget, told, gpu| Machine { hardware, dtype: Dtype::Bf16, budget, told, gpu };
+        let machine =
+            |budget, told, gpu| Machine { hardware, dtype: Dtype::Bf16, budget, told, gpu };
         if let Some(budget) = self.memory_budget {
             return Ok(machine(budget.0, format!("cuda:{ordinal}, bf16 activations"), None));
         }

@@ -16,8 +16,8 @@ use qlora_train::train::steps::Steps;
 use serde_json::{Value, json};
 
 use super::flags::{TrainFlags, spelled};
-use super::machine::Machine;
 use super::job::{self, larger};
+use super::machine::Machine;
 use super::opened::{Opened, open, read_config, usual_length};
 use super::values::Date;
 use super::{output, table, told};

@@ -249,9 +249,9 @@ impl Device {
         assert!(from.len() <= to.len(), "{} numbers into {}", from.len(), to.len());
         match &self.kind {
             // SAFETY: the buffer is as long as asserted.
-            Kind::Cuda(cuda) => self.note(unsafe {
-                cuda.upload(bytemuck::cast_slice(from), to.address_mut())
-            }),
+            Kind::Cuda(cuda) => {
+                self.note(unsafe { cuda.upload(bytemuck::cast_slice(from), to.address_mut()) })
+            }
             Kind::Cpu(_) | Kind::Plan(_) => {
                 if let Some(host) = to.host_mut() {
                     host[..from.len()].copy_from_slice(from);
@@ -266,8 +266,7 @@ impl Device {
         match (&self.kind, from.host()) {
             (Kind::Cuda(cuda), _) => {
                 // SAFETY: the buffer is as long as asserted.
-                let copied =
-                    unsafe { cuda.download(from.address(), bytemuck::cast_slice_mut(to)) };
+                let copied = unsafe { cuda.download(from.address(), bytemuck::cast_slice_mut(to)) };
                 if copied.is_err() {
                     to.fill(T::zeroed());
                 }
@@ -331,7 +330,9 @@ impl Device {
             }),
             Kind::Cuda(cuda) => on_gpu(Target::Cuda(cuda)),
             Kind::Plan(plan) => match plan.hardware {
-                Hardware::Cpu { threads } => plan.note_scratch(kernel.scratch().total(threads.max(1))),
+                Hardware::Cpu { threads } => {
+                    plan.note_scratch(kernel.scratch().total(threads.max(1)))
+                }
                 Hardware::Cuda { .. } => on_gpu(Target::Planned(plan)),
             },
         });

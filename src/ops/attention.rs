@@ -31,7 +31,9 @@ use half::bf16;
 use math::{Pairs, Plain};
 
 use super::slice;
-use crate::device::{Address, Buf, Cpu, Device, Dtype, Kernel, Mat, MatMut, Queue, Scratch, ScratchMemory, Simd};
+use crate::device::{
+    Address, Buf, Cpu, Device, Dtype, Kernel, Mat, MatMut, Queue, Scratch, ScratchMemory, Simd,
+};
 use crate::error::Error;
 
 /// Where a record's queries and keys are among all rows.

@@ -4,7 +4,9 @@ use super::copy::Source;
 use super::element::{Element, Real, per_simd, with_element};
 use super::slice_mut;
 use super::tasks::for_each_piece;
-use crate::device::{Address, Buf, Cpu, Device, Dtype, Grid, Kernel, Mat, MatMut, Queue, ScratchMemory};
+use crate::device::{
+    Address, Buf, Cpu, Device, Dtype, Grid, Kernel, Mat, MatMut, Queue, ScratchMemory,
+};
 use crate::error::Error;
 use crate::ffi;
 

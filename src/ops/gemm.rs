@@ -30,7 +30,9 @@ mod transpose;
 use super::Write;
 #[cfg(target_arch = "x86_64")]
 use crate::device::Simd;
-use crate::device::{Address, Buf, Cpu, Device, Dtype, Kernel, Mat, MatMut, Queue, Scratch, ScratchMemory};
+use crate::device::{
+    Address, Buf, Cpu, Device, Dtype, Kernel, Mat, MatMut, Queue, Scratch, ScratchMemory,
+};
 use crate::error::Error;
 use crate::quant;
 use blocks::Blocks;

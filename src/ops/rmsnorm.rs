@@ -9,7 +9,9 @@
 use super::element::{Element, Real, per_simd, with_element};
 use super::tasks::for_each_row;
 use super::{Write, lanes_sum, slice, slice_mut};
-use crate::device::{Address, Buf, Cpu, Device, Dtype, Grid, Kernel, Mat, MatMut, Queue, ScratchMemory};
+use crate::device::{
+    Address, Buf, Cpu, Device, Dtype, Grid, Kernel, Mat, MatMut, Queue, ScratchMemory,
+};
 use crate::error::Error;
 use crate::ffi;
 

@@ -4,7 +4,9 @@
 use super::element::{Element, with_element};
 use super::tasks::{TASK, for_each_piece};
 use super::{slice, slice_mut};
-use crate::device::{Address, Buf, Cpu, Device, Dtype, Grid, Kernel, Mat, MatMut, Queue, ScratchMemory};
+use crate::device::{
+    Address, Buf, Cpu, Device, Dtype, Grid, Kernel, Mat, MatMut, Queue, ScratchMemory,
+};
 use crate::error::Error;
 use crate::ffi;
 

@@ -148,7 +148,8 @@ fn check(case: Case, order: Order) {
             (0..k[term]).map(|d| case.product(&operands[term], (i, j, d))).sum()
         };
         let mut value = (sum_of(0) + sum_of(1)) * f64::from(ALPHA);
-        let terms = [(after.bias, bias[j]), (after.residual, residual[at]), (after.add, before[at])];
+        let terms =
+            [(after.bias, bias[j]), (after.residual, residual[at]), (after.add, before[at])];
         for (_, term) in terms.into_iter().filter(|(is_there, _)| *is_there) {
             value += f64::from(term);
         }

@@ -145,9 +145,9 @@ impl Cuda {
         let params = ByValue(*params);
         // SAFETY: passed on from the caller.
         let launched = unsafe { self.compute.launch_builder(function).arg(&params).launch(config) };
-        launched
-            .map(|_| ())
-            .map_err(|error| self.failed(&format!("kernel {name}, {grid:?}, {:?}", params.0), error))
+        launched.map(|_| ()).map_err(|error| {
+            self.failed(&format!("kernel {name}, {grid:?}, {:?}", params.0), error)
+        })
     }
 
     /// # Safety

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::mem::MaybeUninit;
 use std::sync::{Arc, Mutex};
 
-use cudarc::driver::sys::{self, CUdevice_attribute, CUfunction_attribute_enum};
+use cudarc::driver::sys::{self, CUdevice_attribute, CUfunction_attribute_enum, CUresult};
 use cudarc::driver::{CudaContext, CudaFunction, DriverError, result};
 use cudarc::nvrtc::Ptx;
 
@@ -64,7 +64,10 @@ enum Asked {
 }
 
 fn ask(ordinal: usize) -> Result<Asked, DriverError> {
-    result::init()?;
+    match result::init() {
+        Err(DriverError(CUresult::CUDA_ERROR_NO_DEVICE)) => return Ok(Asked::TooFew(0)),
+        started => started?,
+    }
     let count = result::device::get_count()? as usize;
     if ordinal >= count {
         return Ok(Asked::TooFew(count));
@@ -156,7 +159,8 @@ fn load_all(context: &Arc<CudaContext>, ordinal: usize) -> Result<Functions, Err
     let mut functions = Functions::new();
     for image in IMAGES {
         functions.extend(load(context, image, shared).map_err(|error| {
-            let what = format!("the driver does not take the kernels of {}: {}", image.name, told(error));
+            let what =
+                format!("the driver does not take the kernels of {}: {}", image.name, told(error));
             unusable(ordinal, what)
         })?);
     }
@@ -164,11 +168,7 @@ fn load_all(context: &Arc<CudaContext>, ordinal: usize) -> Result<Functions, Err
 }
 
 /// The kernels of an image, each allowed `shared` bytes of shared memory.
-fn load(
-    context: &Arc<CudaContext>,
-    image: &Image,
-    shared: i32,
-) -> Result<Functions, DriverError> {
+fn load(context: &Arc<CudaContext>, image: &Image, shared: i32) -> Result<Functions, DriverError> {
     let most = CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
     let module = context.load_module(Ptx::from_src(image.ptx))?;
     let functions = image.kernels.iter().map(|name| {

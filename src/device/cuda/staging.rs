@@ -6,9 +6,7 @@
 
 use std::sync::Arc;
 
-use cudarc::driver::{
-    CudaContext, CudaStream, DriverError, HostSlice, PinnedHostSlice, result,
-};
+use cudarc::driver::{CudaContext, CudaEvent, CudaStream, DriverError, PinnedHostSlice, result};
 
 use crate::device::Address;
 
@@ -20,16 +18,24 @@ const BUFFERS: usize = 2;
 
 /// The ring of buffers to the GPU, and the one from it.
 pub(super) struct Staging {
-    up: [PinnedHostSlice<u8>; BUFFERS],
+    up: [Stage; BUFFERS],
     next: usize,
     down: PinnedHostSlice<u8>,
+}
+
+struct Stage {
+    bytes: PinnedHostSlice<u8>,
+    /// The last copy out of it is done. The event within the slice is not recorded on a context that
+    /// does not track events.
+    copied: CudaEvent,
 }
 
 impl Staging {
     pub(super) fn new(context: &Arc<CudaContext>) -> Result<Self, DriverError> {
         // SAFETY: bytes are written before they are read: by the host here, by the GPU there.
-        let pinned = |flags| unsafe { context.alloc_pinned_with_flags::<u8>(BYTES, flags) };
-        Ok(Self { up: [pinned(0)?, pinned(0)?], next: 0, down: pinned(0)? })
+        let pinned = || unsafe { context.alloc_pinned_with_flags::<u8>(BYTES, 0) };
+        let stage = || Ok(Stage { bytes: pinned()?, copied: context.new_event(None)? });
+        Ok(Self { up: [stage()?, stage()?], next: 0, down: pinned()? })
     }
 
     /// Queues the copy of `from` on `stream`, after which `from` may change.
@@ -43,16 +49,15 @@ impl Staging {
         to: Address,
     ) -> Result<(), DriverError> {
         for (number, piece) in from.chunks(BYTES).enumerate() {
-            let buffer = &mut self.up[self.next];
+            let Stage { bytes, copied } = &mut self.up[self.next];
             self.next = (self.next + 1) % BUFFERS;
-            // Waits until the last copy out of this buffer is done.
-            buffer.as_mut_slice()?[..piece.len()].copy_from_slice(piece);
+            copied.synchronize()?;
+            let bytes = &mut bytes.as_mut_slice()?[..piece.len()];
+            bytes.copy_from_slice(piece);
             let to = to.offset(number * BYTES).number();
-            // SAFETY: the caller vouches for `to`; the guard records when the buffer is free again.
-            unsafe {
-                let (bytes, _until_copied) = buffer.stream_synced_slice(stream);
-                result::memcpy_htod_async(to, &bytes[..piece.len()], stream.cu_stream())?;
-            }
+            // SAFETY: the caller vouches for `to`; the buffer is left alone until `copied` has come.
+            unsafe { result::memcpy_htod_async(to, bytes, stream.cu_stream())? };
+            copied.record(stream)?;
         }
         Ok(())
     }

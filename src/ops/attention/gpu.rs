@@ -47,7 +47,8 @@ const KERNELS: [Kernels; 3] = [
 fn kernels_for(p: &Params, queue: &Queue) -> Result<&'static Kernels, Error> {
     queue.require_bf16("attention", p.dtype)?;
     let (dim, rows) = (p.head_dim, [(p.q, p.q_stride), (p.k, p.k_stride), (p.v, p.v_stride)]);
-    let aligned = dim.is_multiple_of(8) && rows.iter().all(|(at, stride)| has_aligned_rows(*at, *stride));
+    let aligned =
+        dim.is_multiple_of(8) && rows.iter().all(|(at, stride)| has_aligned_rows(*at, *stride));
     queue.require("attention", aligned, || {
         format!("heads of {dim} numbers do not all begin at multiples of 16 bytes")
     })?;

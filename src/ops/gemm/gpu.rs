@@ -28,7 +28,9 @@ pub(super) unsafe fn run(p: &Params, queue: &Queue) -> Result<(), Error> {
         *right = unsafe { product.right_on_gpu(place, queue)? };
     }
     let wide = p.out.dtype == Dtype::F32;
-    queue.require("matmul", wide || p.out.dtype == Dtype::Bf16, || format!("to {:?}", p.out.dtype))?;
+    queue.require("matmul", wide || p.out.dtype == Dtype::Bf16, || {
+        format!("to {:?}", p.out.dtype)
+    })?;
     if !p.residual.address.is_null() {
         queue.require_bf16("matmul", p.residual.dtype)?;
     }

@@ -58,6 +58,8 @@ fn streams_that_an_event_orders_work_in_that_order() {
         copy.memcpy_htod(&[MINUS_TWO; DIM], &mut x).unwrap();
         let arrived = copy.record_event(None).unwrap();
         compute.wait(&arrived).unwrap();
+        // What waits goes on waiting for an event that is destroyed.
+        drop(arrived);
         launch(&compute, &x, &w, &y).unwrap();
         assert_eq!(compute.clone_dtoh(&y).unwrap(), [0xbf80; DIM]);
     }

@@ -42,6 +42,8 @@ pub(super) struct Grid {
 struct Event {
     queued: u64,
     done: u64,
+    /// Destroyed by the program; who waits for it goes on waiting.
+    forgotten: bool,
 }
 
 /// All streams and events of a device.
@@ -74,7 +76,24 @@ impl Streams {
     }
 
     pub(super) fn forget_event(&mut self, event: u64) -> Result<(), Code> {
-        self.events.remove(&event).map(drop).ok_or(INVALID_HANDLE)
+        self.event(event)?.forgotten = true;
+        self.remove_forgotten(event);
+        Ok(())
+    }
+
+    /// An event that the program still has.
+    fn event(&mut self, event: u64) -> Result<&mut Event, Code> {
+        self.events.get_mut(&event).filter(|event| !event.forgotten).ok_or(INVALID_HANDLE)
+    }
+
+    fn remove_forgotten(&mut self, event: u64) {
+        if self
+            .events
+            .get(&event)
+            .is_some_and(|event| event.forgotten && event.done == event.queued)
+        {
+            self.events.remove(&event);
+        }
     }
 
     fn handle(&mut self) -> u64 {
@@ -88,7 +107,7 @@ impl Streams {
     }
 
     pub(super) fn record(&mut self, stream: u64, event: u64) -> Result<(), Code> {
-        let known = self.events.get_mut(&event).ok_or(INVALID_HANDLE)?;
+        let known = self.event(event)?;
         known.queued += 1;
         let count = known.queued;
         self.push(stream, Work::Record { event, count })
@@ -96,7 +115,7 @@ impl Streams {
 
     /// An event that was never recorded is waited for by nobody.
     pub(super) fn wait(&mut self, stream: u64, event: u64) -> Result<(), Code> {
-        let count = self.events.get(&event).ok_or(INVALID_HANDLE)?.queued;
+        let count = self.event(event)?.queued;
         self.push(stream, Work::Wait { event, count })
     }
 
@@ -204,6 +223,7 @@ impl Driver {
                 if let Some(event) = self.streams.events.get_mut(&event) {
                     event.done = count;
                 }
+                self.streams.remove_forgotten(event);
                 Ok(())
             }
             Work::Wait { .. } => Ok(()),
