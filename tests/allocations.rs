@@ -5,7 +5,7 @@ mod common;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-use common::{NF4, Open, examples, fixture, json, limits_of, micro_batch};
+use common::{NF4, Open, cpu, examples, fixture, json, limits_of, micro_batch};
 use qlora_train::device::Dtype;
 use qlora_train::model::workspace::{Keep, Purpose};
 use qlora_train::ops::dropout::Draw;
@@ -66,8 +66,7 @@ fn calls_of_steps(family: &str, keep: Keep, moments: Moments, threads: usize) ->
         folder: &folder,
         adapter: Some(&folder.join("adapter")),
         quantization: NF4,
-        dtype: Dtype::Bf16,
-        threads,
+        device: cpu(threads, Dtype::Bf16),
         limits: limits_of(&micro_batch(&examples)),
         purpose: Purpose::Training(keep),
     };

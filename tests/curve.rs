@@ -5,12 +5,12 @@
 
 mod common;
 
-use common::{NF4, Open, TRAINING, fixture, json, tensor};
+use common::{NF4, Open, TRAINING, cpu, fixture, json, tensor};
 use qlora_train::checkpoint::tensors::TensorFile;
 use qlora_train::data::TrainOn;
 use qlora_train::data::{Batching, Order, Packing};
 use qlora_train::data::{Dataset, Policy};
-use qlora_train::device::Dtype;
+use qlora_train::device::{Device, Dtype};
 use qlora_train::model::load::Quantization;
 use qlora_train::ops::dropout::Draw;
 use qlora_train::optim::adamw::{Moments, Settings};
@@ -28,17 +28,21 @@ struct Curve {
 #[derive(Clone, Copy)]
 struct How {
     data: &'static str,
-    dtype: Dtype,
     moments: Moments,
-    threads: usize,
+    /// Steps that are taken of those the case has.
+    steps: u64,
     /// Batch size and accumulation; the case's own if absent.
     split: Option<(usize, usize)>,
 }
 
-const F32: How =
-    How { data: "data.jsonl", dtype: Dtype::F32, moments: Moments::F32, threads: 2, split: None };
+const USUAL: How = How { data: "data.jsonl", moments: Moments::F32, steps: 50, split: None };
 
-fn curve(case: &serde_json::Value, settings: &serde_json::Value, how: How) -> Curve {
+fn curve(
+    device: &Device,
+    case: &serde_json::Value,
+    settings: &serde_json::Value,
+    how: How,
+) -> Curve {
     let folder = fixture("curve");
     let number = |key: &str| settings[key].as_f64().unwrap();
     let size = |key: &str| case[key].as_u64().unwrap() as usize;
@@ -59,8 +63,7 @@ fn curve(case: &serde_json::Value, settings: &serde_json::Value, how: How) -> Cu
         folder: &folder.join("model"),
         adapter: Some(&folder.join(case["adapter"].as_str().unwrap())),
         quantization,
-        dtype: how.dtype,
-        threads: how.threads,
+        device: device.clone(),
         limits: steps.limits(),
         purpose: TRAINING,
     }
@@ -80,10 +83,10 @@ fn curve(case: &serde_json::Value, settings: &serde_json::Value, how: How) -> Cu
         total,
     };
     let (mut losses, mut norms) = (Vec::new(), Vec::new());
-    for step in 1..=total {
+    for step in 1..=how.steps {
         losses.push(session.gradient(&steps.window(step), Draw { seed: 0, stream: 0 }).loss);
-        let (device, params) = (session.device.clone(), &mut session.params);
-        norms.push(optimizer.step(&device, params, schedule.rate(step), step).unwrap());
+        let rate = schedule.rate(step);
+        norms.push(optimizer.step(device, &mut session.params, rate, step).unwrap());
     }
     let mut values = vec![0.0; session.params.index().len()];
     session.device.download(&session.params.values, &mut values);
@@ -116,7 +119,7 @@ fn assert_losses(name: &str, ours: &Curve, case: &serde_json::Value, allowed: im
 fn f32_losses_and_norms_are_those_of_float64_for_fifty_steps() {
     let (settings, cases) = cases();
     for (name, case) in cases {
-        let ours = curve(&case, &settings, F32);
+        let ours = curve(&cpu(2, Dtype::F32), &case, &settings, USUAL);
         assert_eq!(ours.losses.len(), 50);
         assert_losses(&name, &ours, &case, |_| 1e-5);
         for (i, norm) in ours.norms.iter().take(5).enumerate() {
@@ -140,32 +143,48 @@ fn f32_losses_and_norms_are_those_of_float64_for_fifty_steps() {
 fn bf16_losses_stay_within_one_per_cent_of_float64() {
     let (settings, cases) = cases();
     for (name, case) in cases {
-        let ours = curve(&case, &settings, How { dtype: Dtype::Bf16, ..F32 });
+        let ours = curve(&cpu(2, Dtype::Bf16), &case, &settings, USUAL);
         assert_losses(&name, &ours, &case, |exact| 0.01 * exact);
+    }
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn ten_steps_on_a_gpu_stay_within_one_per_cent_of_float64() {
+    let (settings, cases) = cases();
+    for (name, case) in cases {
+        for moments in [Moments::F32, Moments::EightBit] {
+            let how = How { steps: 10, moments, ..USUAL };
+            let ours = curve(&common::gpu(), &case, &settings, how);
+            assert_losses(&name, &ours, &case, |exact| 0.01 * exact);
+        }
     }
 }
 
 #[test]
 fn eight_bit_moments_follow_the_curve_of_f32_ones() {
     let (settings, case) = case("plain");
-    let ours = curve(&case, &settings, How { moments: Moments::EightBit, ..F32 });
+    let how = How { moments: Moments::EightBit, ..USUAL };
+    let ours = curve(&cpu(2, Dtype::F32), &case, &settings, how);
     assert_losses("8-bit", &ours, &case, |exact| 0.02 * exact);
 }
 
 #[test]
 fn padding_on_either_side_changes_no_loss() {
     let (settings, case) = case("plain");
-    let plain = curve(&case, &settings, F32);
-    let padded = curve(&case, &settings, How { data: "data_padded.jsonl", ..F32 });
+    let device = cpu(2, Dtype::F32);
+    let plain = curve(&device, &case, &settings, USUAL);
+    let padded = curve(&device, &case, &settings, How { data: "data_padded.jsonl", ..USUAL });
     assert_eq!(plain.losses, padded.losses);
 }
 
 #[test]
 fn how_a_window_is_split_changes_no_loss() {
     let (settings, case) = case("plain");
-    let plain = curve(&case, &settings, F32);
+    let device = cpu(2, Dtype::F32);
+    let plain = curve(&device, &case, &settings, USUAL);
     for split in [(1, 6), (6, 1), (3, 2)] {
-        let other = curve(&case, &settings, How { split: Some(split), ..F32 });
+        let other = curve(&device, &case, &settings, How { split: Some(split), ..USUAL });
         for (step, (a, b)) in plain.losses.iter().zip(&other.losses).enumerate() {
             assert!((a - b).abs() <= 1e-6 * a, "{split:?}, step {}: {b}, not {a}", step + 1);
         }
@@ -177,7 +196,7 @@ fn adapters_are_the_same_bits_for_any_thread_count_and_for_two_runs() {
     let (settings, case) = case("nf4");
     for dtype in [Dtype::Bf16, Dtype::F32] {
         let bits = |threads| -> Vec<u32> {
-            let ours = curve(&case, &settings, How { dtype, threads, ..F32 });
+            let ours = curve(&cpu(threads, dtype), &case, &settings, USUAL);
             ours.adapter.iter().flat_map(|(_, v)| v).map(|v| v.to_bits()).collect()
         };
         let one = bits(1);

@@ -5,13 +5,13 @@ mod common;
 
 use std::path::Path;
 
-use common::{NF4, Open, TRAINING, examples, fixture, json, limits_of, micro_batch, tensor};
+use common::{NF4, Open, TRAINING, cpu, examples, fixture, json, limits_of, micro_batch, tensor};
 use qlora_train::checkpoint::adapter::{
     self, Adapter, AdapterTensor, LoraPair, TargetModules, tensor_names,
 };
 use qlora_train::checkpoint::tensors::TensorFile;
 use qlora_train::data::MicroBatch;
-use qlora_train::device::{Device, Dtype};
+use qlora_train::device::{Device, Dtype, Hardware};
 use qlora_train::methods::lora;
 use qlora_train::model::config::Config;
 use qlora_train::model::load::{Quantization, load};
@@ -57,7 +57,7 @@ impl Case {
     fn open(
         family: &str,
         (base, quantization): (&'static str, Quantization),
-        dtype: Dtype,
+        device: &Device,
     ) -> Self {
         let folder = fixture("models").join(family);
         let reference = json(&folder.join("reference.json"));
@@ -67,8 +67,7 @@ impl Case {
             folder: &folder,
             adapter: Some(&folder.join("adapter")),
             quantization,
-            dtype,
-            threads: 2,
+            device: device.clone(),
             limits: limits_of(&all),
             purpose: TRAINING,
         };
@@ -104,15 +103,15 @@ impl Case {
     }
 }
 
-fn cases(dtype: Dtype) -> impl Iterator<Item = Case> {
-    FAMILIES
-        .into_iter()
-        .flat_map(move |family| BASES.into_iter().map(move |base| Case::open(family, base, dtype)))
+fn cases(device: &Device) -> impl Iterator<Item = Case> {
+    let with_bases =
+        move |family| BASES.into_iter().map(move |base| Case::open(family, base, device));
+    FAMILIES.into_iter().flat_map(with_bases)
 }
 
 #[test]
 fn f32_logits_losses_and_gradients_are_those_of_float64() {
-    for mut case in cases(Dtype::F32) {
+    for mut case in cases(&cpu(2, Dtype::F32)) {
         for row in 0..case.rows.len() {
             let (ours, exact) = case.logits(row);
             let error = scaled_error(&ours, &exact);
@@ -131,7 +130,17 @@ fn f32_logits_losses_and_gradients_are_those_of_float64() {
 
 #[test]
 fn bf16_strays_no_further_than_plain_bf16_arithmetic() {
-    for mut case in cases(Dtype::Bf16) {
+    assert_plain_bf16(&cpu(2, Dtype::Bf16));
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_gpu_strays_no_further_than_plain_bf16_arithmetic() {
+    assert_plain_bf16(&common::gpu());
+}
+
+fn assert_plain_bf16(device: &Device) {
+    for mut case in cases(device) {
         let allowed = case.reference["bf16_error"].clone();
         let most = tolerance::BF16 * allowed["logits"]["abs"].as_f64().unwrap();
         for row in 0..case.rows.len() {
@@ -162,8 +171,7 @@ fn recomputing_a_block_gives_the_same_bits_as_keeping_it() {
                 folder: &folder,
                 adapter: Some(&folder.join("adapter")),
                 quantization: NF4,
-                dtype: Dtype::Bf16,
-                threads,
+                device: cpu(threads, Dtype::Bf16),
                 limits: limits_of(&all),
                 purpose: Purpose::Training(keep),
             };
@@ -205,8 +213,7 @@ fn blocks_that_share_memory_have_room_for_the_largest_update_of_any() {
             folder: &folder,
             adapter: Some(adapter),
             quantization: Quantization::None,
-            dtype: Dtype::F32,
-            threads: 2,
+            device: cpu(2, Dtype::F32),
             limits: limits_of(&all),
             purpose,
         };
@@ -289,8 +296,7 @@ fn greedy_tokens_are_those_of_float64() {
                 folder: &folder,
                 adapter: None,
                 quantization,
-                dtype: Dtype::F32,
-                threads: 1,
+                device: cpu(1, Dtype::F32),
                 limits,
                 purpose: Purpose::Generation { capacity },
             }

@@ -42,13 +42,36 @@ pub fn shared() -> Option<PathBuf> {
     None
 }
 
+/// The CPU without a limit.
+pub fn cpu(threads: usize, dtype: Dtype) -> Device {
+    Device::cpu(threads, dtype, u64::MAX)
+}
+
+/// A GPU: an emulated one, which runs the kernels that ship on the CPU and checks them; with
+/// `TEST_DEVICE=cuda` a real one.
+#[cfg(target_os = "linux")]
+pub fn gpu() -> Device {
+    use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
+    if std::env::var("TEST_DEVICE").as_deref() != Ok("cuda") {
+        // A process that has opened a library of the driver's name finds no other driver.
+        // SAFETY: it has no constructors, and its functions are those of a driver.
+        let opened = unsafe { Library::open(Some(emulator()), RTLD_NOW | RTLD_GLOBAL) };
+        std::mem::forget(opened.unwrap());
+    }
+    Device::cuda(0, None).unwrap()
+}
+
+/// The emulator as a driver, which the build has put beside this program.
+pub fn emulator() -> PathBuf {
+    std::env::current_exe().unwrap().with_file_name("libptx_emu.so")
+}
+
 /// How a test opens a model.
 pub struct Open<'a> {
     pub folder: &'a Path,
     pub adapter: Option<&'a Path>,
     pub quantization: Quantization,
-    pub dtype: Dtype,
-    pub threads: usize,
+    pub device: Device,
     pub limits: Limits,
     pub purpose: Purpose,
 }
@@ -59,7 +82,7 @@ impl Open<'_> {
         let files = ModelFiles::resolve(self.folder.to_str().unwrap()).unwrap();
         let config = Config::read(&files.config).unwrap();
         let weights = Weights::open(&files.weights).unwrap();
-        let device = Device::cpu(self.threads, self.dtype, u64::MAX);
+        let device = self.device.clone();
         let mut decoder = load(&device, config, Some(&weights), self.quantization).unwrap();
         let adapter = self.adapter.map(|folder| (Adapter::read(folder).unwrap(), folder));
         let index = match &adapter {
