@@ -13,18 +13,24 @@ const SLICE: u64 = 64;
 /// Runs all warps of the block of `room` to their end.
 pub(super) fn run(room: &mut Room, order: &mut Turns) -> Result<(), Fault> {
     let threads: u32 = room.place.threads.iter().product();
-    let warp = |warp: u32| {
+    let mut warp = |warp: u32| {
         let lanes = (threads - warp * 32).min(32);
-        let registers = Registers::new(room.kernel, room.place, warp);
+        let registers = match room.spare.pop() {
+            Some(registers) => registers.renewed(room.place, warp),
+            None => Registers::new(room.kernel, room.place, warp),
+        };
         Warp::new(warp * 32, u32::MAX >> (32 - lanes), registers)
     };
-    let mut warps: Vec<Warp> = (0..threads.div_ceil(32)).map(warp).collect();
+    let mut warps: Vec<Warp> = (0..threads.div_ceil(32)).map(&mut warp).collect();
     loop {
         let running: Vec<usize> =
             (0..warps.len()).filter(|w| warps[*w].state == State::Running).collect();
         match order.choose(&running) {
             Some(next) => warps[next].run(room, order.slice())?,
-            None if warps.iter().all(|warp| warp.state == State::Ended) => return Ok(()),
+            None if warps.iter().all(|warp| warp.state == State::Ended) => {
+                room.spare.extend(warps.into_iter().map(|warp| warp.registers));
+                return Ok(());
+            }
             None => pass_barrier(room, &mut warps),
         }
     }

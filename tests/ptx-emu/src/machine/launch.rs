@@ -61,13 +61,13 @@ impl Launch<'_> {
             let finding = Finding { kind: Kind::Launch, place, block: [0; 3], message };
             return Report { findings: vec![finding], ..Report::default() };
         }
-        if self.checked {
-            memory.writers.fill(0);
-        }
+        let blocks = self.blocks.iter().product();
+        memory.begin_launch(blocks);
         let mut turns = Turns::new(self.order);
         let (mut findings, mut counters) = (Findings::new(), Counters::default());
-        for number in turns.blocks(self.blocks.iter().product()) {
-            let mut room = self.room(number, memory, &mut findings, &mut counters);
+        let mut room = self.room(memory, &mut findings, &mut counters);
+        for number in turns.blocks(blocks) {
+            room.enter(number);
             if run(&mut room, &mut turns).is_err() {
                 break;
             }
@@ -92,13 +92,10 @@ impl Launch<'_> {
 
     fn room<'a>(
         &'a self,
-        number: u32,
         memory: &'a mut DeviceMemory,
         findings: &'a mut Findings,
         counters: &'a mut Counters,
     ) -> Room<'a> {
-        let [x, y, _] = self.blocks;
-        let block = [number % x, number / x % y, number / (x * y)];
         let shared_bytes = self.kernel.shared_bytes.next_multiple_of(16) + self.shared_bytes;
         Room {
             module: self.module,
@@ -107,9 +104,10 @@ impl Launch<'_> {
             memory,
             findings,
             counters,
-            place: Place { block, threads: self.threads, blocks: self.blocks },
-            number,
+            place: Place { block: [0; 3], threads: self.threads, blocks: self.blocks },
+            number: 0,
             shared: vec![0xff; shared_bytes],
+            spare: Vec::new(),
             shadow: self.checked.then(|| Shadow::new(shared_bytes)),
             epoch: 0,
         }

@@ -24,8 +24,12 @@ pub(super) enum State {
 pub struct DeviceMemory {
     bytes: Vec<u8>,
     states: Vec<State>,
-    /// One more than the block that wrote a byte in the running launch; 0 for none.
-    pub(super) writers: Vec<u32>,
+    /// Who wrote a byte last, where blocks of all launches are counted on: those from `launch` on are of
+    /// the running one.
+    writers: Vec<u32>,
+    launch: u32,
+    /// Blocks of the running launch.
+    blocks: u32,
     limit: usize,
     used: usize,
 }
@@ -34,7 +38,7 @@ impl DeviceMemory {
     /// A device of `limit` bytes.
     pub fn new(limit: usize) -> Self {
         let (bytes, states, writers) = (Vec::new(), Vec::new(), Vec::new());
-        Self { bytes, states, writers, limit, used: 0 }
+        Self { bytes, states, writers, launch: 1, blocks: 0, limit, used: 0 }
     }
 
     /// Takes `len` bytes, if the device has them left.
@@ -103,6 +107,29 @@ impl DeviceMemory {
         let range = start..start.checked_add(len)?;
         let states = self.states.get(range.clone())?;
         states.iter().all(|state| *state != State::Nobodys).then_some(range)
+    }
+
+    /// A launch of `blocks` blocks begins, in which nobody has written anything yet.
+    pub(super) fn begin_launch(&mut self, blocks: u32) {
+        self.launch = match self.launch.checked_add(self.blocks) {
+            Some(launch) if launch.checked_add(blocks).is_some() => launch,
+            _ => {
+                self.writers.fill(0);
+                1
+            }
+        };
+        self.blocks = blocks;
+    }
+
+    /// The block `number` of the launch writes.
+    pub(super) fn note_writer(&mut self, range: Range<usize>, number: u32) {
+        self.writers[range].fill(self.launch + number);
+    }
+
+    /// A block of the launch other than `number` that wrote there.
+    pub(super) fn other_writer(&self, range: Range<usize>, number: u32) -> Option<u32> {
+        let is_other = |writer: &&u32| **writer >= self.launch && **writer != self.launch + number;
+        self.writers[range].iter().find(is_other).map(|writer| writer - self.launch)
     }
 
     pub(super) fn states(&self, range: Range<usize>) -> &[State] {

@@ -18,19 +18,26 @@ impl Registers {
     /// Registers of the warp `warp` of a block.
     pub(super) fn new(kernel: &Kernel, place: Place, warp: u32) -> Self {
         let [words, longs, predicates] = kernel.registers;
-        let [x, y, _] = place.threads;
-        let thread = |lane: usize| warp * 32 + lane as u32;
-        Self {
+        let registers = Self {
             words: vec![[0; 32]; words],
             longs: vec![[0; 32]; longs],
             predicates: vec![0; predicates],
-            threads: [
-                std::array::from_fn(|lane| thread(lane) % x),
-                std::array::from_fn(|lane| thread(lane) / x % y),
-                std::array::from_fn(|lane| thread(lane) / (x * y)),
-            ],
+            threads: [[0; 32]; 3],
             place,
-        }
+        };
+        registers.renewed(place, warp)
+    }
+
+    /// The same registers for another warp: what is in them is nobody's business, as on a GPU.
+    pub(super) fn renewed(self, place: Place, warp: u32) -> Self {
+        let [x, y, _] = place.threads;
+        let thread = |lane: usize| warp * 32 + lane as u32;
+        let threads = [
+            std::array::from_fn(|lane| thread(lane) % x),
+            std::array::from_fn(|lane| thread(lane) / x % y),
+            std::array::from_fn(|lane| thread(lane) / (x * y)),
+        ];
+        Self { threads, place, ..self }
     }
 
     pub(super) fn words(&self, operand: Operand) -> Words {

@@ -6,6 +6,7 @@ use std::ops::Range;
 use super::check::{Finding, Kind};
 use super::counters::Counters;
 use super::memory::{DeviceMemory, State};
+use super::registers::Registers;
 use super::shadow::{Access, Shadow, Wrong};
 use crate::ptx::{Kernel, Module, Space};
 
@@ -44,6 +45,8 @@ pub(super) struct Room<'a> {
     /// Number of the block in its grid.
     pub number: u32,
     pub shared: Vec<u8>,
+    /// Registers of warps that have ended.
+    pub spare: Vec<Registers>,
     /// If the launch is checked.
     pub shadow: Option<Shadow>,
     /// Barriers that all warps have passed.
@@ -54,6 +57,18 @@ pub(super) struct Room<'a> {
 pub(super) type Bytes = [u8; 16];
 
 impl Room<'_> {
+    /// Makes room for the block `number` of the grid.
+    pub(super) fn enter(&mut self, number: u32) {
+        let [x, y, _] = self.place.blocks;
+        self.place.block = [number % x, number / x % y, number / (x * y)];
+        self.number = number;
+        self.shared.fill(0xff);
+        if let Some(shadow) = &mut self.shadow {
+            shadow.renew();
+        }
+        self.epoch = 0;
+    }
+
     pub(super) fn find(&mut self, pc: usize, kind: Kind, message: impl FnOnce() -> String) {
         let Self { module, kernel, place, .. } = self;
         self.findings.entry((pc, kind)).or_insert_with(|| Finding {
@@ -226,14 +241,11 @@ impl Room<'_> {
             return;
         }
         self.check_writers(who, range.clone());
-        self.memory.writers[range].fill(self.number + 1);
+        self.memory.note_writer(range, self.number);
     }
 
     fn check_writers(&mut self, who: Who, range: Range<usize>) {
-        let own = self.number + 1;
-        let other =
-            self.memory.writers[range].iter().find(|writer| **writer != 0 && **writer != own);
-        if let Some(other) = other.map(|other| other - 1) {
+        if let Some(other) = self.memory.other_writer(range, self.number) {
             let message = move || format!("thread {}; block {other} wrote it", who.thread);
             self.find(who.pc, Kind::GlobalRace, message);
         }

@@ -82,18 +82,40 @@ pub(super) enum Wrong {
     InFlight,
 }
 
+const UNTOUCHED: Cell = Cell { writer: None, readers: Readers::Nobody, in_flight: false };
+
 /// The cells of a block.
-pub(super) struct Shadow(Vec<Cell>);
+pub(super) struct Shadow {
+    cells: Vec<Cell>,
+    /// Which pages of cells are no longer untouched.
+    touched: Vec<bool>,
+}
+
+/// Cells of a page.
+const PAGE: usize = 512;
 
 impl Shadow {
     pub(super) fn new(bytes: usize) -> Self {
-        let untouched = Cell { writer: None, readers: Readers::Nobody, in_flight: false };
-        Self(vec![untouched; bytes])
+        Self { cells: vec![UNTOUCHED; bytes], touched: vec![false; bytes.div_ceil(PAGE)] }
+    }
+
+    /// Forgets everything, for the next block.
+    pub(super) fn renew(&mut self) {
+        for (cells, touched) in self.cells.chunks_mut(PAGE).zip(&mut self.touched) {
+            if std::mem::take(touched) {
+                cells.fill(UNTOUCHED);
+            }
+        }
+    }
+
+    fn touch(&mut self, start: usize, len: usize) -> &mut [Cell] {
+        self.touched[start / PAGE..(start + len).div_ceil(PAGE)].fill(true);
+        &mut self.cells[start..start + len]
     }
 
     pub(super) fn read(&mut self, start: usize, len: usize, access: Access) -> Option<Wrong> {
         let mut wrong = None;
-        for cell in &mut self.0[start..start + len] {
+        for cell in self.touch(start, len) {
             let found = match cell.writer {
                 _ if cell.in_flight => Some(Wrong::InFlight),
                 None => Some(Wrong::Fresh),
@@ -108,7 +130,7 @@ impl Shadow {
 
     pub(super) fn write(&mut self, start: usize, len: usize, access: Access) -> Option<Wrong> {
         let mut wrong = None;
-        for cell in &mut self.0[start..start + len] {
+        for cell in self.touch(start, len) {
             let ordered = cell.writer.is_none_or(|writer| writer.is_before(access));
             if cell.in_flight {
                 wrong = wrong.or(Some(Wrong::InFlight));
@@ -122,7 +144,7 @@ impl Shadow {
 
     /// A copy is on its way, or has arrived.
     pub(super) fn set_in_flight(&mut self, start: usize, len: usize, in_flight: bool) {
-        self.0[start..start + len].iter_mut().for_each(|cell| cell.in_flight = in_flight);
+        self.touch(start, len).iter_mut().for_each(|cell| cell.in_flight = in_flight);
     }
 }
 
