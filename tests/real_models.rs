@@ -11,7 +11,11 @@ use serde_json::Value;
 
 /// Runs the program and gives its standard output.
 fn run(args: &[&str]) -> String {
-    let output = Command::new(env!("CARGO_BIN_EXE_qlora-train")).args(args).output().unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_qlora-train"))
+        .args(args)
+        .env("CUDA_VISIBLE_DEVICES", "")
+        .output()
+        .unwrap();
     let error = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{args:?}: {error}");
     String::from_utf8(output.stdout).unwrap()

@@ -103,6 +103,8 @@ fn spawn(work: &Folder, arguments: &[String], verdict: Verdict) -> Output {
     let mut command = Command::new("sh");
     command.args(["-c", &script, PROGRAM]).args(arguments).current_dir(work.path());
     command.env("HF_HUB_CACHE", work.at("no-cache")).env("RUST_BACKTRACE", "1");
+    // A GPU of this machine is none of ours.
+    command.env("CUDA_VISIBLE_DEVICES", "");
     command.stdin(Stdio::null()).output().unwrap()
 }
 

@@ -9,6 +9,8 @@ use std::process::{Command, Output};
 
 use serde_json::Value;
 
+#[cfg(target_os = "linux")]
+mod gpu;
 mod mistakes;
 mod results;
 mod runs;
@@ -49,6 +51,8 @@ impl Place {
         let mut command = Command::new(PROGRAM);
         command.args(arguments).current_dir(self.0.path()).env("RUST_BACKTRACE", "1");
         command.env("HF_HUB_CACHE", self.path("no-cache"));
+        // A GPU of this machine is none of ours.
+        command.env("CUDA_VISIBLE_DEVICES", "");
         command
     }
 

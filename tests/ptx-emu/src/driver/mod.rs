@@ -17,6 +17,7 @@
 //! | `PTX_EMU_DEVICES` | number of cards | 1 |
 //! | `PTX_EMU_SEED` | for the order of streams, warps and blocks | 1 |
 //! | `PTX_EMU_CHECKED` | whether launches are checked | 1 |
+//! | `PTX_EMU_IMAGES` | whether any image is taken: 0 is a driver that finds all damaged | 1 |
 //!
 //! A finding is written to the standard error output, and every later call fails, as on a device that
 //! is lost.
@@ -54,6 +55,7 @@ struct Card {
     devices: i32,
     seed: u64,
     checked: bool,
+    takes_images: bool,
 }
 
 impl Card {
@@ -65,6 +67,7 @@ impl Card {
             devices: variable("PTX_EMU_DEVICES", 1),
             seed: variable("PTX_EMU_SEED", 1),
             checked: variable("PTX_EMU_CHECKED", 1) == 1,
+            takes_images: variable("PTX_EMU_IMAGES", 1) == 1,
         }
     }
 
@@ -145,6 +148,9 @@ impl Driver {
     }
 
     fn load(&mut self, image: &str) -> Result<usize, Code> {
+        if !self.card.takes_images {
+            return Err(INVALID_IMAGE);
+        }
         let module = Module::parse(image).map_err(|error| {
             complain(&error.to_string());
             INVALID_IMAGE

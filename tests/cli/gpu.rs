@@ -1,0 +1,136 @@
+//! The program on a GPU: an emulated one, which it finds as it finds any driver.
+
+use std::os::unix::fs::symlink;
+use std::process::Output;
+
+use crate::{Place, QUICK, data, metrics, model, refusal, stderr};
+
+/// What a user has to be told of.
+const CARD: (&str, &str) = ("PTX_EMU_MEMORY", "67108864");
+
+impl Place {
+    /// Runs with the emulator as the driver of the machine, and a card as `settings` say.
+    fn with_gpu(&self, settings: &[(&str, &str)], arguments: &[&str]) -> Output {
+        let driver = self.path("libcuda.so");
+        if !driver.exists() {
+            let emulator = std::env::current_exe().unwrap().with_file_name("libptx_emu.so");
+            symlink(emulator, &driver).unwrap();
+        }
+        let mut command = self.command(arguments);
+        command.env("LD_LIBRARY_PATH", self.path("")).env_remove("CUDA_VISIBLE_DEVICES");
+        command.envs([CARD]).envs(settings.iter().copied()).output().unwrap()
+    }
+
+    fn trained_on_gpu(&self, settings: &[(&str, &str)], more: &[&str]) -> Output {
+        let (model, data) = (model(), data());
+        let arguments = [&[&*model, &data, "--output-dir", "gpu"][..], &QUICK, more].concat();
+        self.with_gpu(settings, &arguments)
+    }
+}
+
+#[test]
+fn a_run_on_a_gpu_has_the_losses_of_the_cpu_and_the_memory_that_was_planned() {
+    let place = Place::new();
+    let short = ["--max-steps", "2", "--optimizer", "adamw-8bit", "--lora-dropout", "0.1"];
+    let output = place.trained_on_gpu(&[], &short);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let told = stderr(&output);
+    assert!(told.contains("device: cuda:0, Emulated card, compute capability 8.6"), "{told}");
+    place.train("cpu", &[&short[..], &["--device", "cpu"]].concat());
+    let losses = |folder: &str| -> Vec<f64> {
+        let lines = metrics(&place.path(folder).join("metrics.jsonl"));
+        lines.iter().filter_map(|line| line["loss"].as_f64()).collect()
+    };
+    let (gpu, cpu) = (losses("gpu"), losses("cpu"));
+    assert_eq!((gpu.len(), cpu.len()), (2, 2));
+    for (gpu, cpu) in gpu.iter().zip(&cpu) {
+        assert!((gpu - cpu).abs() <= 0.01 * cpu, "{gpu} on the GPU, {cpu} on the CPU");
+    }
+    let summary = metrics(&place.path("gpu").join("metrics.jsonl")).pop().unwrap();
+    let (model, data) = (model(), data());
+    let plan = [&["plan", &*model, &data, "--json"][..], &QUICK, &short].concat();
+    let planned = place.with_gpu(&[], &plan);
+    let plan: serde_json::Value = serde_json::from_slice(&planned.stdout).unwrap();
+    assert_eq!(plan["choices"]["device"], "cuda:0");
+    assert_eq!(plan["device_bytes"], summary["peak_memory_bytes"]);
+    // Without a GPU and for a named size, the plan is the same.
+    let budget = ["--device", "cuda", "--memory-budget", "64MiB"];
+    let named =
+        place.json(&[&["plan", &*model, &data, "--json"][..], &QUICK, &short, &budget].concat());
+    assert_eq!(named["categories"], plan["categories"]);
+}
+
+#[test]
+fn what_was_trained_on_a_gpu_is_evaluated_and_asked_there() {
+    let place = Place::new();
+    let output = place.trained_on_gpu(&[], &["--max-steps", "1"]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let (model, data) = (model(), data());
+    let eval = ["eval", &model, &data, "--adapter", "gpu", "--seq-len", "64", "--json"];
+    let on_gpu: serde_json::Value =
+        serde_json::from_slice(&place.with_gpu(&[], &eval).stdout).unwrap();
+    let on_gpu = on_gpu["results"][0]["loss"].as_f64().unwrap();
+    let on_cpu = place.loss(&[&eval[..], &["--device", "cpu"]].concat());
+    assert!((on_gpu - on_cpu).abs() <= 0.01 * on_cpu, "{on_gpu}, on the CPU {on_cpu}");
+    let generate = ["generate", &model, "--adapter", "gpu", "--prompt-ids", "3,5,7", "--json"];
+    let more = ["--max-new-tokens", "3", "--temperature", "0"];
+    let output = place.with_gpu(&[], &[&generate[..], &more].concat());
+    assert!(output.status.success(), "{}", stderr(&output));
+    let on_gpu: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let on_cpu = place.json(&[&generate[..], &more, &["--device", "cpu"]].concat());
+    assert_eq!(on_gpu["tokens"], on_cpu["tokens"]);
+}
+
+#[test]
+fn a_card_that_is_too_small_is_out_of_memory_with_the_plan_beside_it() {
+    let place = Place::new();
+    let small = [("PTX_EMU_MEMORY", "524288")];
+    let output = place.trained_on_gpu(&small, &[]);
+    assert!(refusal(&output).contains("--memory-budget: "), "{}", stderr(&output));
+    // A budget that the card does not have: the plan fits, the card does not.
+    let output = place.trained_on_gpu(&small, &["--memory-budget", "64MiB"]);
+    assert!(refusal(&output).contains("cuda:0: out of memory: "), "{}", stderr(&output));
+    assert!(stderr(&output).contains("memory plan"), "{}", stderr(&output));
+    assert!(stderr(&output).contains("optimizer moments"), "{}", stderr(&output));
+    assert_eq!(output.status.code(), Some(1));
+}
+
+#[test]
+fn a_gpu_that_cannot_be_used_is_refused_in_one_line() {
+    let place = Place::new();
+    let cases: [(&[(&str, &str)], &[&str], &str); 6] = [
+        (&[("PTX_EMU_DRIVER", "12060")], &["--device", "cuda"], "the driver knows CUDA 12.6"),
+        (&[("PTX_EMU_CAPABILITY", "75")], &["--device", "cuda"], "compute capability 7.5"),
+        (&[("PTX_EMU_DEVICES", "0")], &["--device", "cuda"], "the driver finds no GPU"),
+        (&[], &["--device", "cuda:1"], "no such GPU: the last one is cuda:0"),
+        (&[], &["--device", "cuda", "--dtype", "f32"], "--dtype: f32 is for the CPU"),
+        (&[("PTX_EMU_IMAGES", "0")], &["--device", "cuda"], "does not take the kernels of adamw"),
+    ];
+    for (card, flags, fragment) in cases {
+        let output = place.trained_on_gpu(card, flags);
+        let line = refusal(&output);
+        assert!(line.contains(fragment), "{flags:?}: {line}");
+        assert!(!place.path("gpu").exists(), "{flags:?}: something was written");
+    }
+    let old = [("PTX_EMU_CAPABILITY", "75")];
+    let output = place.trained_on_gpu(&old, &["--max-steps", "1"]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert!(
+        stderr(&output).contains("device: cpu (auto: Emulated card has compute capability 7.5")
+    );
+}
+
+#[test]
+fn the_doctor_says_what_there_is() {
+    let place = Place::new();
+    let output = place.with_gpu(&[], &["doctor"]);
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.contains("GPU      Emulated card, compute capability 8.6, 64.0 MiB"), "{text}");
+    assert!(
+        text.contains("the PTX in this program") && text.contains("cuda:0 will be used"),
+        "{text}"
+    );
+    let output = place.with_gpu(&[("PTX_EMU_DRIVER", "12000")], &["doctor", "--json"]);
+    let told: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&told["gpu"]["found"], &told["device"]), (&false.into(), &"cpu".into()));
+}
