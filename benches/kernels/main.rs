@@ -31,6 +31,9 @@ fn main() {
             ("optimizer", optimizer::all),
             ("quantize", quantize::all),
         ] {
+            if name == "quantize" && threads > 1 && !test {
+                continue;
+            }
             let plural = if threads == 1 { "" } else { "s" };
             let group = criterion.benchmark_group(format!("{name}, {threads} thread{plural}"));
             benches(&device, &mut Measured::new(group, threads, test));

@@ -248,9 +248,10 @@ impl Device {
     pub fn upload<T: Pod>(&self, from: &[T], to: &mut Buf<T>) {
         assert!(from.len() <= to.len(), "{} numbers into {}", from.len(), to.len());
         match &self.kind {
-            // SAFETY: the buffer is as long as asserted.
             Kind::Cuda(cuda) => {
-                self.note(unsafe { cuda.upload(bytemuck::cast_slice(from), to.address_mut()) })
+                // SAFETY: the buffer is as long as asserted.
+                let queued = unsafe { cuda.upload(bytemuck::cast_slice(from), to.address_mut()) };
+                self.note(queued);
             }
             Kind::Cpu(_) | Kind::Plan(_) => {
                 if let Some(host) = to.host_mut() {

@@ -98,16 +98,17 @@ fn a_card_that_is_too_small_is_out_of_memory_with_the_plan_beside_it() {
 #[test]
 fn a_gpu_that_cannot_be_used_is_refused_in_one_line() {
     let place = Place::new();
-    let cases: [(&[(&str, &str)], &[&str], &str); 6] = [
-        (&[("PTX_EMU_DRIVER", "12060")], &["--device", "cuda"], "the driver knows CUDA 12.6"),
-        (&[("PTX_EMU_CAPABILITY", "75")], &["--device", "cuda"], "compute capability 7.5"),
-        (&[("PTX_EMU_DEVICES", "0")], &["--device", "cuda"], "the driver finds no GPU"),
-        (&[], &["--device", "cuda:1"], "no such GPU: the last one is cuda:0"),
-        (&[], &["--device", "cuda", "--dtype", "f32"], "--dtype: f32 is for the CPU"),
-        (&[("PTX_EMU_IMAGES", "0")], &["--device", "cuda"], "does not take the kernels of adamw"),
+    let cases = [
+        (("PTX_EMU_DRIVER", "12060"), "cuda", "bf16", "the driver knows CUDA 12.6"),
+        (("PTX_EMU_CAPABILITY", "75"), "cuda", "bf16", "compute capability 7.5"),
+        (("PTX_EMU_DEVICES", "0"), "cuda", "bf16", "the driver finds no GPU"),
+        (("PTX_EMU_DEVICES", "1"), "cuda:1", "bf16", "no such GPU: the last one is cuda:0"),
+        (("PTX_EMU_DEVICES", "1"), "cuda", "f32", "--dtype: f32 is for the CPU"),
+        (("PTX_EMU_IMAGES", "0"), "cuda", "bf16", "does not take the kernels of adamw"),
     ];
-    for (card, flags, fragment) in cases {
-        let output = place.trained_on_gpu(card, flags);
+    for (card, device, dtype, fragment) in cases {
+        let flags = ["--device", device, "--dtype", dtype];
+        let output = place.trained_on_gpu(&[card], &flags);
         let line = refusal(&output);
         assert!(line.contains(fragment), "{flags:?}: {line}");
         assert!(!place.path("gpu").exists(), "{flags:?}: something was written");

@@ -43,7 +43,7 @@ pub struct Cuda {
 }
 
 /// Memory on the GPU.
-pub(super) struct Region(CudaSlice<u8>);
+pub(super) struct Region(Box<CudaSlice<u8>>);
 
 struct Scratch {
     region: Region,
@@ -70,7 +70,7 @@ impl Cuda {
     pub(super) fn alloc(&self, label: &'static str, bytes: usize) -> Result<Region, Error> {
         // The driver has no allocation of no bytes.
         let allocated = self.compute.alloc_zeros::<u8>(bytes.max(1));
-        allocated.map(Region).map_err(|error| match error {
+        allocated.map(|slice| Region(Box::new(slice))).map_err(|error| match error {
             DriverError(CUresult::CUDA_ERROR_OUT_OF_MEMORY) => Error::OutOfMemory {
                 device: self.ledger.device().to_owned(),
                 label,

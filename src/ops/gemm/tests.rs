@@ -3,7 +3,7 @@
 mod case;
 
 use super::*;
-use crate::device::{Report, Simd};
+use crate::device::{Hardware, Report, Simd};
 use case::{Call, Case, Factors, Matrix, PLAIN, Right};
 
 /// Devices of two threads for every instruction set of this machine.
