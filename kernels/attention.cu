@@ -1,13 +1,17 @@
-// Attention forward, flash style: a block takes 64 queries of one head and goes over their keys, 64 at a
-// time; a warp has 16 queries. Scores stay in registers: the sums of q . k are, rounded to bf16, the left
-// fragments of p . v as they lie. Blocks of keys that no query of the block sees are skipped.
+// Attention forward, flash style: a block takes 64 queries of one head and goes over their keys; a warp has
+// 16 queries. Scores stay in registers: the sums of q . k are, rounded to bf16, the left fragments of p . v
+// as they lie. Blocks of keys that no query of the block sees are skipped.
 
 #include "attention.h"
 #include "attention.cuh"
 
-enum { QUERIES = 64, KEYS = 64 };
-
 #define NEGATIVE_INFINITY __int_as_float(0xff800000)
+
+// Keys at a time: as many as registers have room for beside the output.
+template <int D>
+struct Shape {
+  enum { KEYS = D == 256 ? 32 : 64 };
+};
 
 // Maximum or sum over the four lanes that share a row.
 DEVICE float max_of_row(float x) {
@@ -27,22 +31,8 @@ struct Rows {
   float max[2], sum[2];
 };
 
-template <int D>
-DEVICE void scores(float (&s)[KEYS / 8][4], const u32 (&q)[D / 16][4], u16 *keys) {
-  const int lane = threadIdx.x % 32;
-#pragma unroll
-  for (int j = 0; j < KEYS / 16; j++) {
-#pragma unroll
-    for (int d = 0; d < D / 16; d++) {
-      u32 k[4];
-      load_matrices(k, chunk<D>(keys, j * 16 + lane % 8 + lane / 16 * 8, d * 2 + lane / 8 % 2));
-      multiply(s[2 * j], q[d], k[0], k[1]);
-      multiply(s[2 * j + 1], q[d], k[2], k[3]);
-    }
-  }
-}
-
 // Scales, caps and masks: `position` is the key position of the thread's first row, `key` the first key.
+template <int KEYS>
 DEVICE void mask(const Attention &p, float (&s)[KEYS / 8][4], int position, int key, int k_len) {
   const int lane = threadIdx.x % 32;
 #pragma unroll
@@ -58,7 +48,7 @@ DEVICE void mask(const Attention &p, float (&s)[KEYS / 8][4], int position, int 
 }
 
 // s = e^(s - max); maximum, sum and o are brought up to these keys.
-template <int D>
+template <int D, int KEYS>
 DEVICE void soften(Rows<D> &rows, float (&s)[KEYS / 8][4]) {
 #pragma unroll
   for (int r = 0; r < 2; r++) {
@@ -88,23 +78,6 @@ DEVICE void soften(Rows<D> &rows, float (&s)[KEYS / 8][4]) {
 }
 
 template <int D>
-DEVICE void gather(Rows<D> &rows, const float (&s)[KEYS / 8][4], u16 *values) {
-  const int lane = threadIdx.x % 32;
-#pragma unroll
-  for (int j = 0; j < KEYS / 16; j++) {
-    const u32 p[4] = {bf16_pair(s[2 * j][0], s[2 * j][1]), bf16_pair(s[2 * j][2], s[2 * j][3]),
-                      bf16_pair(s[2 * j + 1][0], s[2 * j + 1][1]), bf16_pair(s[2 * j + 1][2], s[2 * j + 1][3])};
-#pragma unroll
-    for (int d = 0; d < D / 16; d++) {
-      u32 v[4];
-      load_transposed(v, chunk<D>(values, j * 16 + lane % 16, d * 2 + lane / 16));
-      multiply(rows.o[2 * d], p, v[0], v[1]);
-      multiply(rows.o[2 * d + 1], p, v[2], v[3]);
-    }
-  }
-}
-
-template <int D>
 DEVICE void finish(const Attention &p, const Rows<D> &rows, u32 query, u32 head, const Segment &segment) {
   const int lane = threadIdx.x % 32;
 #pragma unroll
@@ -125,40 +98,33 @@ DEVICE void finish(const Attention &p, const Rows<D> &rows, u32 query, u32 head,
 
 template <int D>
 DEVICE void run(const Attention &p) {
+  enum { KEYS = Shape<D>::KEYS };
   extern __shared__ __align__(128) u8 memory[];
-  u16 *keys = (u16 *)memory, *values = keys + KEYS * D;
+  u16 *queries = (u16 *)memory, *keys = queries + OWN * D, *values = keys + KEYS * D;
   const Segment segment = ((const Segment *)p.segments)[blockIdx.z];
-  const u32 first = blockIdx.x * QUERIES, head = blockIdx.y, kv_head = head / (p.heads / p.kv_heads);
+  const u32 first = blockIdx.x * OWN, head = blockIdx.y, kv_head = head / (p.heads / p.kv_heads);
   if (first >= segment.q_len) return;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  // The queries pass through the memory of the keys into registers.
   const u16 *q = (const u16 *)p.q + (u64)(segment.q_start + first) * p.q_stride + head * p.head_dim;
-  fetch<D, 64>(keys, q, p.q_stride, segment.q_len - first, p.head_dim);
-  copy_commit();
-  copy_wait<0>();
-  __syncthreads();
-  u32 own[D / 16][4];
-#pragma unroll
-  for (int d = 0; d < D / 16; d++)
-    load_matrices(own[d], chunk<D>(keys, warp * 16 + lane % 16, d * 2 + lane / 16));
+  fetch<D, OWN>(queries, q, p.q_stride, segment.q_len - first, p.head_dim);
   Rows<D> rows = {{}, {NEGATIVE_INFINITY, NEGATIVE_INFINITY}, {0, 0}};
   const u32 query = first + warp * 16 + lane / 4, offset = segment.k_len - segment.q_len;
-  const u32 last = min(first + QUERIES, segment.q_len) + offset;  // one more than the last key seen
+  const u32 last = min(first + OWN, segment.q_len) + offset;  // one more than the last key seen
   const u32 oldest = first + offset >= p.window ? first + offset - p.window + 1 : 0;
   for (u32 key = oldest / KEYS * KEYS; key < last; key += KEYS) {
     __syncthreads();
     const u64 row = segment.k_start + key;
     const u32 there = segment.k_len - key;
-    fetch<D, 64>(keys, (const u16 *)p.k + row * p.k_stride + kv_head * p.head_dim, p.k_stride, there, p.head_dim);
-    fetch<D, 64>(values, (const u16 *)p.v + row * p.v_stride + kv_head * p.head_dim, p.v_stride, there, p.head_dim);
+    fetch<D, KEYS>(keys, (const u16 *)p.k + row * p.k_stride + kv_head * p.head_dim, p.k_stride, there, p.head_dim);
+    fetch<D, KEYS>(values, (const u16 *)p.v + row * p.v_stride + kv_head * p.head_dim, p.v_stride, there, p.head_dim);
     copy_commit();
     copy_wait<0>();
     __syncthreads();
-    float s[KEYS / 8][4] = {};
-    scores<D>(s, own, keys);
-    mask(p, s, query + offset, key, segment.k_len);
-    soften<D>(rows, s);
-    gather<D>(rows, s, values);
+    float s[KEYS / 8][4];
+    products<D, KEYS>(s, queries, keys);
+    mask<KEYS>(p, s, query + offset, key, segment.k_len);
+    soften<D, KEYS>(rows, s);
+    gather<D, KEYS, D>(rows.o, s, values, 0);
   }
   finish<D>(p, rows, query, head, segment);
 }

@@ -1,17 +1,17 @@
 // Attention backward, without atomics and with the scores made again: one kernel owns queries and goes over
 // the keys that they see, the other owns keys and goes over the queries that see them. A block has 64 rows
-// of its own, a warp 16 of them; the other side comes OTHERS rows at a time. What belongs to a pair of rows
+// of its own, a warp 16 of them; the other side comes a few rows at a time. What belongs to a pair of rows
 // is a sum in registers whose rounded form is, as it lies, the left fragment of the product that follows.
 
 #include "attention_backward.h"
 #include "attention.cuh"
 
-enum { OWN = 64 };
-
 template <int D>
 struct Shape {
   enum {
-    OTHERS = D == 64 ? 64 : 32,
+    // Rows of the other side at a time: as many as registers have room for beside the gradients.
+    KEYS = D == 64 ? 64 : 32,
+    QUERIES = D == 64 ? 32 : 16,
     // Columns of a gradient whose sums fit into registers; a wider head is gone through once for each.
     COLUMNS = D == 256 ? 128 : D,
   };
@@ -31,48 +31,6 @@ DEVICE Pair pair_of(const AttentionBackward &p, float product, float lse, int po
   }
   const bool seen = key <= position && (u32)(position - key) < p.window;
   return {seen ? expf(s - lse) : 0, slope};
-}
-
-// sums [16, N] of a warp = its own rows . the others^T.
-template <int D, int N>
-DEVICE void products(float (&sums)[N / 8][4], u16 *own, u16 *others) {
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-#pragma unroll
-  for (int j = 0; j < N / 8; j++)
-#pragma unroll
-    for (int i = 0; i < 4; i++) sums[j][i] = 0;
-#pragma unroll
-  for (int d = 0; d < D / 16; d++) {
-    u32 left[4];
-    load_matrices(left, chunk<D>(own, warp * 16 + lane % 16, d * 2 + lane / 16));
-#pragma unroll
-    for (int j = 0; j < N / 16; j++) {
-      u32 right[4];
-      load_matrices(right, chunk<D>(others, j * 16 + lane % 8 + lane / 16 * 8, d * 2 + lane / 8 % 2));
-      multiply(sums[2 * j], left, right[0], right[1]);
-      multiply(sums[2 * j + 1], left, right[2], right[3]);
-    }
-  }
-}
-
-// out [16, COLUMNS] of a warp += weights [16, N] . the others, from column `first` on.
-template <int D, int N, int COLUMNS>
-DEVICE void gather(float (&out)[COLUMNS / 8][4], const float (&weights)[N / 8][4], u16 *others, int first) {
-  const int lane = threadIdx.x % 32;
-#pragma unroll
-  for (int j = 0; j < N / 16; j++) {
-    const u32 left[4] = {
-        bf16_pair(weights[2 * j][0], weights[2 * j][1]), bf16_pair(weights[2 * j][2], weights[2 * j][3]),
-        bf16_pair(weights[2 * j + 1][0], weights[2 * j + 1][1]),
-        bf16_pair(weights[2 * j + 1][2], weights[2 * j + 1][3])};
-#pragma unroll
-    for (int d = 0; d < COLUMNS / 16; d++) {
-      u32 right[4];
-      load_transposed(right, chunk<D>(others, j * 16 + lane % 16, first / 8 + d * 2 + lane / 16));
-      multiply(out[2 * d], left, right[0], right[1]);
-      multiply(out[2 * d + 1], left, right[2], right[3]);
-    }
-  }
 }
 
 // Writes the sums of a warp to rows `row` and `row` + 8 of those that there are, from column `first` on.
@@ -108,7 +66,7 @@ KERNEL(32) attention_delta(const __grid_constant__ AttentionBackward p) {
 
 template <int D>
 DEVICE void of_queries(const AttentionBackward &p) {
-  enum { OTHERS = Shape<D>::OTHERS, COLUMNS = Shape<D>::COLUMNS };
+  enum { OTHERS = Shape<D>::KEYS, COLUMNS = Shape<D>::COLUMNS };
   extern __shared__ __align__(128) u8 memory[];
   u16 *q = (u16 *)memory, *d_o = q + OWN * D, *k = d_o + OWN * D, *v = k + OTHERS * D;
   const Segment segment = ((const Segment *)p.segments)[blockIdx.z];
@@ -162,7 +120,7 @@ DEVICE void of_queries(const AttentionBackward &p) {
 
 template <int D>
 DEVICE void of_keys(const AttentionBackward &p) {
-  enum { OTHERS = Shape<D>::OTHERS, COLUMNS = Shape<D>::COLUMNS };
+  enum { OTHERS = Shape<D>::QUERIES, COLUMNS = Shape<D>::COLUMNS };
   extern __shared__ __align__(128) u8 memory[];
   u16 *k = (u16 *)memory, *v = k + OWN * D, *q = v + OWN * D, *d_o = q + OTHERS * D;
   float *lse = (float *)(d_o + OTHERS * D), *delta = lse + OTHERS;

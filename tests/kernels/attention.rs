@@ -198,13 +198,13 @@ fn check(case: &Case, o: &[f64], lse: &[f64], order: Order) {
         scale: case.scale(),
         soft_cap: case.soft_cap.unwrap_or(0.0),
     };
-    let (kernel, width) = match head_dim {
-        ..=64 => ("attention_64", 64),
-        65..=128 => ("attention_128", 128),
-        _ => ("attention_256", 256),
+    let (kernel, width, keys) = match head_dim {
+        ..=64 => ("attention_64", 64, 64),
+        65..=128 => ("attention_128", 128, 64),
+        _ => ("attention_256", 256, 32),
     };
     let blocks = [case.longest().div_ceil(64), heads as u32, segments.len() as u32];
-    let shared_bytes = 2 * 64 * width * 2;
+    let shared_bytes = (64 + 2 * keys) * width * 2;
     card.run(
         &Grid { image: "attention", kernel, blocks, threads: 128, shared_bytes },
         &params,

@@ -19,11 +19,11 @@ const CASES: [Case; 8] = [
 ];
 
 /// The kernels for a head's width, the width, and how many rows of the other side come at a time.
-fn kernels(head_dim: usize) -> ([&'static str; 2], usize, usize) {
+fn kernels(head_dim: usize) -> ([&'static str; 2], usize, [usize; 2]) {
     match head_dim {
-        ..=64 => (["attention_backward_q_64", "attention_backward_kv_64"], 64, 64),
-        65..=128 => (["attention_backward_q_128", "attention_backward_kv_128"], 128, 32),
-        _ => (["attention_backward_q_256", "attention_backward_kv_256"], 256, 32),
+        ..=64 => (["attention_backward_q_64", "attention_backward_kv_64"], 64, [64, 32]),
+        65..=128 => (["attention_backward_q_128", "attention_backward_kv_128"], 128, [32, 16]),
+        _ => (["attention_backward_q_256", "attention_backward_kv_256"], 256, [32, 16]),
     }
 }
 
@@ -77,7 +77,7 @@ fn check(case: &Case, [o, lse]: [Vec<f64>; 2], d_o: &[f32], exact: &[Vec<f64>; 3
     };
     let ([of_queries, of_keys], width, others) = kernels(head_dim);
     let (image, rows) = ("attention_backward", case.longest().div_ceil(64));
-    let shared_bytes = 2 * (64 + others) * width * 2;
+    let shared = others.map(|others| 2 * (64 + others) * width * 2);
     let grid = |kernel, blocks, threads, shared_bytes| Grid {
         image,
         kernel,
@@ -88,8 +88,8 @@ fn check(case: &Case, [o, lse]: [Vec<f64>; 2], d_o: &[f32], exact: &[Vec<f64>; 3
     let count = segments.len() as u32;
     let delta = grid("attention_delta", [case.queries() as u32, heads as u32, 1], 32, 0);
     card.run(&delta, &params, order);
-    card.run(&grid(of_queries, [rows, heads as u32, count], 128, shared_bytes), &params, order);
-    let more = shared_bytes + 2 * others * 4;
+    card.run(&grid(of_queries, [rows, heads as u32, count], 128, shared[0]), &params, order);
+    let more = shared[1] + 2 * others[1] * 4;
     card.run(&grid(of_keys, [rows, kv_heads as u32, count], 128, more), &params, order);
     for (address, exact) in [params.dq, params.dk, params.dv].into_iter().zip(exact) {
         let found = card.bf16(address, exact.len());

@@ -16,8 +16,10 @@ struct Kernels {
     forward: &'static str,
     of_queries: &'static str,
     of_keys: &'static str,
-    /// Rows of the other side that the backward pass takes at a time.
-    others: usize,
+    /// Keys that the forward pass takes at a time.
+    keys: usize,
+    /// Keys, and queries, that the backward pass takes at a time.
+    backward: [usize; 2],
 }
 
 const KERNELS: [Kernels; 3] = [
@@ -26,21 +28,24 @@ const KERNELS: [Kernels; 3] = [
         forward: "attention_64",
         of_queries: "attention_backward_q_64",
         of_keys: "attention_backward_kv_64",
-        others: 64,
+        keys: 64,
+        backward: [64, 32],
     },
     Kernels {
         width: 128,
         forward: "attention_128",
         of_queries: "attention_backward_q_128",
         of_keys: "attention_backward_kv_128",
-        others: 32,
+        keys: 64,
+        backward: [32, 16],
     },
     Kernels {
         width: 256,
         forward: "attention_256",
         of_queries: "attention_backward_q_256",
         of_keys: "attention_backward_kv_256",
-        others: 32,
+        keys: 32,
+        backward: [32, 16],
     },
 ];
 
@@ -87,7 +92,7 @@ pub(super) unsafe fn forward(p: &Params, queue: &Queue) -> Result<(), Error> {
         scale: p.scale,
         soft_cap: p.soft_cap,
     };
-    let shared = 2 * ROWS * kernels.width * 2;
+    let shared = (ROWS + 2 * kernels.keys) * kernels.width * 2;
     let grid = Grid { blocks: blocks(p, p.heads), threads: THREADS, shared };
     // SAFETY: passed on from the caller.
     unsafe { queue.launch(kernels.forward, grid, &params) }
@@ -101,14 +106,15 @@ pub(super) unsafe fn backward(p: &BackwardParams, queue: &Queue) -> Result<(), E
     let (rows, heads) = (forward.q_rows as usize, forward.heads as usize);
     let delta = queue.scratch(rows * heads * size_of::<f32>())?;
     let params = backward_params(p, delta);
-    let shared = 2 * (ROWS + kernels.others) * kernels.width * 2;
-    let statistics = 2 * kernels.others * size_of::<f32>();
+    let shared = kernels.backward.map(|others| 2 * (ROWS + others) * kernels.width * 2);
+    let statistics = 2 * kernels.backward[1] * size_of::<f32>();
     let delta_grid = Grid { blocks: [rows, heads, 1], threads: 32, shared: 0 };
-    let of_queries = Grid { blocks: blocks(forward, forward.heads), threads: THREADS, shared };
+    let of_queries =
+        Grid { blocks: blocks(forward, forward.heads), threads: THREADS, shared: shared[0] };
     let of_keys = Grid {
         blocks: blocks(forward, forward.kv_heads),
         threads: THREADS,
-        shared: shared + statistics,
+        shared: shared[1] + statistics,
     };
     // SAFETY: passed on from the caller; delta has a number for each query and head.
     unsafe {
