@@ -1,10 +1,11 @@
 """Makes PTX of CUDA sources: `kernels/*.cu` under `kernels/prebuilt/`, those of the emulator's tests beside them.
 
     pip install nvidia-cuda-nvrtc-cu12==12.8.93
-    python scripts/compile_kernels.py [--check]
+    python scripts/compile_kernels.py [--check | --output FOLDER]
 
 The compiler is pinned, so the same source gives the same bytes everywhere; with --check nothing is written, and
-the exit code says whether every file is what its source gives. No GPU and no CUDA installation are needed.
+the exit code says whether every file is what its source gives; with --output the PTX goes there. No GPU and no
+CUDA installation are needed.
 """
 
 import argparse
@@ -27,10 +28,15 @@ PREBUILT = ROOT / "kernels/prebuilt"
 def main():
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     arguments.add_argument("--check", action="store_true")
+    arguments.add_argument("--output", type=Path, metavar="FOLDER")
     arguments = arguments.parse_args()
     nvrtc = library()
     # Line information has the working folder before every name.
     os.chdir("/")
+    if arguments.output:
+        for source in KERNELS:
+            (arguments.output / f"{source.stem}.ptx").write_bytes(compiled(nvrtc, source))
+        return 0
     made = {PREBUILT / f"{source.stem}.ptx": compiled(nvrtc, source) for source in KERNELS}
     made[PREBUILT / "manifest.json"] = manifest(nvrtc, made)
     made |= {source.with_suffix(".ptx"): compiled(nvrtc, source) for source in TESTS}

@@ -3,7 +3,8 @@
 //!
 //! bindgen makes them and asserts their layout when they are compiled; they are committed, so that nobody
 //! needs libclang to build. `cargo test --features bindgen --test bindings` makes them again and compares,
-//! and asks a C compiler for sizes and offsets. The prebuilt kernels stand beside them.
+//! and asks a C compiler for sizes and offsets. The kernels stand beside them; `build.rs`
+//! says where they come from.
 
 #[rustfmt::skip]
 mod bindings;
@@ -27,10 +28,13 @@ macro_rules! images {
         &[$(Image {
             name: $name,
             kernels: &$kernels,
-            ptx: include_str!(concat!("../kernels/prebuilt/", $name, ".ptx")),
+            ptx: include_str!(concat!(env!("QLORA_KERNEL_FOLDER"), "/", $name, ".ptx")),
         },)*]
     };
 }
+
+/// How the images were made: `prebuilt`, `nvrtc` or `nvcc`.
+pub const MADE: &str = env!("QLORA_KERNELS_FROM");
 
 /// All images.
 pub const IMAGES: &[Image] = images! {

@@ -4,6 +4,7 @@ use clap::Args;
 use qlora_train::device::Simd;
 use qlora_train::device::cuda::{self, Card};
 use qlora_train::error::Error;
+use qlora_train::ffi::MADE;
 use serde_json::{Value, json};
 use sysinfo::System;
 
@@ -41,7 +42,10 @@ pub fn run(args: &DoctorArgs) -> anyhow::Result<()> {
     }
     output::result(format_args!("qlora-train {version} on {system}"))?;
     output::result(match &gpu {
-        Ok(card) => format!("GPU      {}, {} MiB; {KERNELS}", described(card), mib(card.memory)),
+        Ok(card) => {
+            let (card, memory) = (described(card), mib(card.memory));
+            format!("GPU      {card}, {memory} MiB; kernels: PTX ({MADE}), compiled by the driver")
+        }
         Err(Error::Device { what, .. }) => format!("GPU      none is used: {what}"),
         Err(error) => format!("GPU      none is used: {error}"),
     })?;
@@ -54,9 +58,6 @@ pub fn run(args: &DoctorArgs) -> anyhow::Result<()> {
     output::result(format_args!("device   {device} will be used (--device auto)"))
 }
 
-/// Where the code of a GPU comes from.
-const KERNELS: &str = "kernels: the PTX in this program, compiled by the driver";
-
 fn gpu_json(gpu: &Result<Card, Error>) -> Value {
     match gpu {
         Ok(card) => json!({
@@ -65,7 +66,7 @@ fn gpu_json(gpu: &Result<Card, Error>) -> Value {
             "compute_capability": format!("{}.{}", card.capability.0, card.capability.1),
             "driver": card.driver,
             "memory_bytes": card.memory,
-            "kernels": "ptx",
+            "kernels": format!("ptx, {MADE}"),
         }),
         Err(error) => json!({ "found": false, "why": error.to_string() }),
     }

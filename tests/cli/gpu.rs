@@ -128,7 +128,7 @@ fn the_doctor_says_what_there_is() {
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(text.contains("GPU      Emulated card, compute capability 8.6, 64.0 MiB"), "{text}");
     assert!(
-        text.contains("the PTX in this program") && text.contains("cuda:0 will be used"),
+        text.contains("kernels: PTX (prebuilt)") && text.contains("cuda:0 will be used"),
         "{text}"
     );
     let output = place.with_gpu(&[("PTX_EMU_DRIVER", "12000")], &["doctor", "--json"]);
