@@ -26,9 +26,10 @@ pub const NF4: Quantization = Quantization::FourBit(Kind::Nf4, ScaleForm::Nested
 /// Everything kept: the usual way of training.
 pub const TRAINING: Purpose = Purpose::Training(Keep::EVERYTHING);
 
-/// A fixture's path.
+/// A fixture's path. Tests run in the root of the repository, wherever that is: a program that is carried
+/// to another machine finds it there.
 pub fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
+    Path::new("tests/fixtures").join(name)
 }
 
 /// The folder of shared test data, where there is one.

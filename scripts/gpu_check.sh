@@ -1,0 +1,58 @@
+#!/usr/bin/env bash
+# The kernels on a real GPU: proven, then measured.
+#
+#   scripts/gpu_check.sh pack            here: builds, and puts what is needed into target/gpu_check
+#   scripts/gpu_check.sh run OUT         there: builds nothing, writes OUT/gpu.json and OUT/gpu.md
+#
+# There, Python with torch adds the speed of cuBLAS, SDPA and a plain copy on the same card to the table.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+packed=target/gpu_check
+
+pack() {
+    mkdir -p "$packed"
+    cargo build --release --bin qlora-train
+    # The programs that cargo names, by the name of their target.
+    cargo test --release --no-run --test models --test curve --message-format json >"$packed/built.json"
+    cargo bench --no-run --bench gpu --message-format json >>"$packed/built.json"
+    python3 - "$packed" <<'PYTHON'
+import json, shutil, sys
+folder = sys.argv[1]
+for line in open(f"{folder}/built.json"):
+    built = json.loads(line)
+    if built.get("executable") and built["target"]["name"] in ("models", "curve", "gpu"):
+        shutil.copy(built["executable"], f"{folder}/{built['target']['name']}")
+PYTHON
+    cp target/release/qlora-train "$packed/"
+    git rev-parse HEAD >"$packed/commit"
+    rm "$packed/built.json"
+    strip "$packed"/{models,curve,gpu,qlora-train}
+    du -sh "$packed"
+}
+
+run() {
+    local out=$1
+    mkdir -p "$out"
+    "$packed/qlora-train" doctor | tee "$out/doctor.txt"
+    nvidia-smi --query-gpu=name,driver_version,clocks.sm,clocks.mem,clocks.max.sm,power.limit --format=csv \
+        >"$out/card.csv" 2>/dev/null || echo "nvidia-smi is not there" >"$out/card.csv"
+    # A test that fails is part of the result: the measurements go on.
+    for suite in models curve; do
+        if TEST_DEVICE=cuda "$packed/$suite" gpu >"$out/$suite.txt" 2>&1; then
+            echo passed >"$out/$suite.result"
+        else
+            echo FAILED >"$out/$suite.result"
+        fi
+        echo "$suite on the GPU: $(cat "$out/$suite.result")"
+    done
+    "$packed/gpu" ${GPU_CHECK_FLAGS:-} --output "$out/kernels.json"
+    python3 scripts/gpu_anchors.py "$out/anchors.json" || echo "no anchors: torch does not run here"
+    python3 scripts/gpu_table.py "$out" "$(cat "$packed/commit")"
+    cat "$out/gpu.md"
+}
+
+case "${1:-}" in
+pack) pack ;;
+run) run "${2:?where to write}" ;;
+*) sed -n '2,8s/^# \{0,1\}//p' "$0" && exit 2 ;;
+esac
