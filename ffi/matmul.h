@@ -1,5 +1,6 @@
 /* out [m, n] (=|+=) alpha * (a[0] . b[0] + a[1] . b[1]) + bias + residual, bf16 in, sums in f32 and one
- * rounding, by one of three kernels:
+ * rounding, by one of three kernels and their large twins, which compute 128 x 128 numbers with a block and
+ * not 64 x 64:
  *   matmul_nt: a [m, k], b [n, k]    matmul_nn: a [m, k], b [k, n]    matmul_tn: a [k, m], b [k, n]
  * Rows of a and b that begin at multiples of 16 bytes are faster. A second product that is not there has
  * k = 0. */

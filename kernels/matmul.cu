@@ -1,9 +1,7 @@
-// bf16 products on tensor cores. A block computes 64 x 64 numbers with 128 threads, a warp 32 x 32 of them.
-// Tiles of both operands with a depth of 64 come through two stages of cp.async into swizzled shared
-// memory: a tile is 64 rows of eight 16-byte chunks, and chunk c of row r lies at c ^ (r % 8), so that
-// the eight rows that ldmatrix reads at once are in different banks.
-//
-// A second product goes on in the same sums: LoRA's columns ride in the product of the weight.
+// bf16 products on tensor cores. A block computes M x N numbers, its warps a part each. Operands come with a
+// depth of 64 through three stages of cp.async into swizzled shared memory: tiles of 64 rows of eight 16-byte
+// chunks, where chunk c of row r lies at c ^ (r % 8), so that the eight rows that ldmatrix reads at once are
+// in different banks. A second product goes on in the same sums: LoRA's columns ride in that of the weight.
 //
 // Where K runs along the rows of an operand, ldmatrix gives the fragments as they are; where it runs across
 // them, the tile is stored as it comes and transposed by ldmatrix.trans.
@@ -11,17 +9,28 @@
 #include "gpu.cuh"
 #include "matmul.h"
 
-enum { TILE = 64, DEPTH = 64, THREADS = 128, STAGES = 2 };
+enum { TILE = 64, DEPTH = 64, STAGES = 3 };
 
 struct Tile {
-  u16 numbers[64 * 64];
+  u16 numbers[TILE * DEPTH];
 };
 
-struct Shared {
-  Tile a[STAGES], b[STAGES];
+// How much a block computes, and how it is dealt to warps. Large for what fills it, small for the rest.
+struct Large {
+  enum { M = 128, N = 128, WARPS_M = 2, WARPS_N = 4, THREADS = 256 };
 };
 
-DEVICE u16 *chunk(Tile &tile, int row, int chunk) { return tile.numbers + row * 64 + ((chunk ^ (row & 7)) << 3); }
+struct Small {
+  enum { M = 64, N = 64, WARPS_M = 2, WARPS_N = 2, THREADS = 128 };
+};
+
+// A stage: the tiles of both operands.
+template <class Shape>
+struct Stage {
+  Tile a[Shape::M / TILE], b[Shape::N / TILE];
+};
+
+DEVICE u16 *chunk(Tile &tile, int row, int chunk) { return tile.numbers + row * DEPTH + ((chunk ^ (row & 7)) << 3); }
 
 // An operand: rows and columns of the stored matrix.
 struct Matrix {
@@ -29,6 +38,11 @@ struct Matrix {
   u64 stride;
   u32 rows, cols;
 };
+
+// The left operand of a product, or the right one: `size` numbers of the result by k.
+DEVICE Matrix operand(u64 numbers, u64 stride, u32 size, u32 k, bool across) {
+  return {(const u16 *)numbers, stride, across ? k : size, across ? size : k};
+}
 
 // Whether every row begins at a multiple of 16 bytes, as asynchronous copies want it.
 DEVICE bool is_aligned(const Matrix &matrix) { return ((u64)matrix.numbers % 16 | matrix.stride % 8) == 0; }
@@ -44,26 +58,38 @@ DEVICE void copy_numbers(u16 *to, const u16 *from, u32 count) {
   *(uint4 *)to = make_uint4(words[0], words[1], words[2], words[3]);
 }
 
-// Starts the copy of 64 x 64 numbers from row `row` and column `col` on; what is beyond the matrix is 0.
+// Brings 64 x 64 numbers from row `row` and column `col` on; what is beyond the matrix is 0.
+template <int THREADS>
 DEVICE void fetch(Tile &tile, const Matrix &from, u32 row, u32 col) {
-  const bool aligned = is_aligned(from);
+  const int c = threadIdx.x % 8;
+  const u32 left = col + c * 8 < from.cols ? min(from.cols - col - c * 8, 8u) : 0;
+  // What is not there is not read, wherever it would be.
+  const u16 *first = from.numbers + row * from.stride + col + c * 8;
+  if (is_aligned(from)) {
 #pragma unroll
-  for (int i = 0; i < 64 * 8 / THREADS; i++) {
-    const int r = (threadIdx.x + i * THREADS) / 8, c = (threadIdx.x + i * THREADS) % 8;
-    const u32 left = row + r < from.rows && col + c * 8 < from.cols ? from.cols - col - c * 8 : 0;
-    const u64 at = left > 0 ? (row + r) * from.stride + col + c * 8 : 0;
-    const u32 count = min(left, 8u);
-    if (aligned)
-      copy_async(chunk(tile, r, c), from.numbers + at, count * 2);
-    else
-      copy_numbers(chunk(tile, r, c), from.numbers + at, count);
+    for (int r = threadIdx.x / 8; r < TILE; r += THREADS / 8)
+      copy_async(chunk(tile, r, c), first + r * from.stride, row + r < from.rows ? left * 2 : 0);
+  } else {
+#pragma unroll 1
+    for (int r = threadIdx.x / 8; r < TILE; r += THREADS / 8)
+      copy_numbers(chunk(tile, r, c), first + r * from.stride, row + r < from.rows ? left : 0);
   }
+}
+
+// All tiles of an operand: from number `first` of the result and depth `k` on.
+template <int THREADS, int TILES, bool ACROSS>
+DEVICE void fetch_all(Tile (&tiles)[TILES], const Matrix &from, u32 first, u32 k) {
+#pragma unroll
+  for (int i = 0; i < TILES; i++)
+    fetch<THREADS>(tiles[i], from, ACROSS ? k : first + i * TILE, ACROSS ? first + i * TILE : k);
 }
 
 // The 16 x 16 fragment of a from row `row` of the result and depth `k` on.
 template <bool ACROSS>
-DEVICE void left_fragment(u32 (&to)[4], Tile &tile, int row, int k) {
+DEVICE void left_fragment(u32 (&to)[4], Tile *tiles, int row, int k) {
   const int lane = threadIdx.x % 32, eight = lane % 8, second = lane / 8 % 2, third = lane / 16;
+  Tile &tile = tiles[row / TILE];
+  row %= TILE;
   if (ACROSS)
     load_transposed(to, chunk(tile, k + eight + third * 8, row / 8 + second));
   else
@@ -72,89 +98,116 @@ DEVICE void left_fragment(u32 (&to)[4], Tile &tile, int row, int k) {
 
 // Two 16 x 8 fragments of b from column `col` of the result and depth `k` on.
 template <bool ACROSS>
-DEVICE void right_fragments(u32 (&to)[4], Tile &tile, int col, int k) {
+DEVICE void right_fragments(u32 (&to)[4], Tile *tiles, int col, int k) {
   const int lane = threadIdx.x % 32, eight = lane % 8, second = lane / 8 % 2, third = lane / 16;
+  Tile &tile = tiles[col / TILE];
+  col %= TILE;
   if (ACROSS)
     load_transposed(to, chunk(tile, k + eight + second * 8, col / 8 + third));
   else
     load_matrices(to, chunk(tile, col + eight + third * 8, k / 8 + second));
 }
 
-DEVICE void put(const Matmul &p, u32 row, u32 col, float sum) {
-  if (row >= p.m || col >= p.n) return;
-  const u64 at = row * p.out_stride + col;
+// What becomes of a sum.
+DEVICE float finished(const Matmul &p, u32 row, u32 col, float sum) {
   float value = sum * p.alpha;
   if (p.bias) value += ((const float *)p.bias)[col];
   if (p.residual) value += bf16_low(((const u16 *)p.residual)[row * p.residual_stride + col]);
-  if (p.wide) {
-    float *out = (float *)p.out + at;
-    *out = p.add ? *out + value : value;
-  } else {
-    u16 *out = (u16 *)p.out + at;
-    if (p.add) value += bf16_low(*out);
-    *out = (u16)bf16_pair(value, 0);
-  }
+  if (!p.add) return value;
+  const u64 at = row * p.out_stride + col;
+  return value + (p.wide ? ((const float *)p.out)[at] : bf16_low(((const u16 *)p.out)[at]));
 }
 
-// The left operand of a product, or the right one: `size` numbers of the result by k.
-DEVICE Matrix operand(u64 numbers, u64 stride, u32 size, u32 k, bool across) {
-  return {(const u16 *)numbers, stride, across ? k : size, across ? size : k};
+// Writes two neighbours of a row, at once where both are there and the place allows it.
+DEVICE void put(const Matmul &p, u32 row, u32 col, float first, float second) {
+  if (row >= p.m || col >= p.n) return;
+  const bool both = col + 1 < p.n;
+  first = finished(p, row, col, first);
+  if (both) second = finished(p, row, col + 1, second);
+  const u64 at = row * p.out_stride + col;
+  if (p.wide) {
+    float *out = (float *)p.out + at;
+    out[0] = first;
+    if (both) out[1] = second;
+    return;
+  }
+  u16 *out = (u16 *)p.out + at;
+  const u32 pair = bf16_pair(first, second);
+  if (both && (u64)out % 4 == 0) {
+    *(u32 *)out = pair;
+    return;
+  }
+  out[0] = (u16)pair;
+  if (both) out[1] = (u16)(pair >> 16);
 }
 
 // a is stored [k, m] if A_ACROSS, b [k, n] if B_ACROSS.
-template <bool A_ACROSS, bool B_ACROSS>
+template <class Shape, bool A_ACROSS, bool B_ACROSS>
 DEVICE void run(const Matmul &p) {
+  enum { ROWS = Shape::M / Shape::WARPS_M, COLS = Shape::N / Shape::WARPS_N };
   extern __shared__ __align__(128) u8 memory[];
-  Shared &s = *(Shared *)memory;
-  const u32 m0 = blockIdx.y * TILE, n0 = blockIdx.x * TILE;
+  Stage<Shape> *stages = (Stage<Shape> *)memory;
+  const u32 m0 = blockIdx.y * Shape::M, n0 = blockIdx.x * Shape::N;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const int wm = warp / 2 * 32, wn = warp % 2 * 32;
-  float sums[2][4][4] = {};
+  const int wm = warp / Shape::WARPS_N * ROWS, wn = warp % Shape::WARPS_N * COLS;
+  float sums[ROWS / 16][COLS / 8][4] = {};
   // The depth is that of the first product, in whole tiles, and then that of the second.
   const u32 first = (p.k[0] + DEPTH - 1) / DEPTH, tiles = first + (p.k[1] + DEPTH - 1) / DEPTH;
-  const auto fetch_both = [&](int stage, u32 tile) {
-    const int i = tile >= first;
-    const u32 k = (i ? tile - first : tile) * DEPTH, depth = i ? p.k[1] : p.k[0];
-    const Matrix a = operand(i ? p.a[1] : p.a[0], i ? p.a_stride[1] : p.a_stride[0], p.m, depth, A_ACROSS);
-    const Matrix b = operand(i ? p.b[1] : p.b[0], i ? p.b_stride[1] : p.b_stride[0], p.n, depth, B_ACROSS);
-    fetch(s.a[stage], a, A_ACROSS ? k : m0, A_ACROSS ? m0 : k);
-    fetch(s.b[stage], b, B_ACROSS ? k : n0, B_ACROSS ? n0 : k);
-  };
-  if (tiles > 0) fetch_both(0, 0);
-  copy_commit();
-  for (u32 tile = 0, stage = 0; tile < tiles; tile++, stage ^= 1) {
-    if (tile + 1 < tiles) fetch_both(stage ^ 1, tile + 1);
+  const auto fetch_both = [&](u32 tile, u32 to) {
+    if (tile < tiles) {
+      const int i = tile >= first;
+      const u32 k = (i ? tile - first : tile) * DEPTH, depth = i ? p.k[1] : p.k[0];
+      const Matrix a = operand(i ? p.a[1] : p.a[0], i ? p.a_stride[1] : p.a_stride[0], p.m, depth, A_ACROSS);
+      const Matrix b = operand(i ? p.b[1] : p.b[0], i ? p.b_stride[1] : p.b_stride[0], p.n, depth, B_ACROSS);
+      fetch_all<Shape::THREADS, Shape::M / TILE, A_ACROSS>(stages[to].a, a, m0, k);
+      fetch_all<Shape::THREADS, Shape::N / TILE, B_ACROSS>(stages[to].b, b, n0, k);
+    }
     copy_commit();
-    copy_wait<1>();
+  };
+#pragma unroll
+  for (u32 tile = 0; tile < STAGES - 1; tile++) fetch_both(tile, tile);
+  u32 full = 0, free = STAGES - 1;
+  for (u32 tile = 0; tile < tiles; tile++) {
+    copy_wait<STAGES - 2>();
     __syncthreads();
+    // Takes the place of the tile before this one, which no warp reads any more.
+    fetch_both(tile + STAGES - 1, free);
+    Stage<Shape> &stage = stages[full];
+    free = full;
+    full = full + 1 == STAGES ? 0 : full + 1;
 #pragma unroll
     for (int depth = 0; depth < DEPTH; depth += 16) {
-      u32 left[2][4], right[2][4];
+      u32 left[ROWS / 16][4], right[COLS / 16][4];
 #pragma unroll
-      for (int i = 0; i < 2; i++) {
-        left_fragment<A_ACROSS>(left[i], s.a[stage], wm + i * 16, depth);
-        right_fragments<B_ACROSS>(right[i], s.b[stage], wn + i * 16, depth);
-      }
+      for (int i = 0; i < ROWS / 16; i++) left_fragment<A_ACROSS>(left[i], stage.a, wm + i * 16, depth);
 #pragma unroll
-      for (int i = 0; i < 2; i++)
+      for (int j = 0; j < COLS / 16; j++) right_fragments<B_ACROSS>(right[j], stage.b, wn + j * 16, depth);
 #pragma unroll
-        for (int j = 0; j < 4; j++)
+      for (int i = 0; i < ROWS / 16; i++)
+#pragma unroll
+        for (int j = 0; j < COLS / 8; j++)
           multiply(sums[i][j], left[i], right[j / 2][j % 2 * 2], right[j / 2][j % 2 * 2 + 1]);
     }
-    __syncthreads();
   }
   copy_wait<0>();
 #pragma unroll
-  for (int i = 0; i < 2; i++)
+  for (int i = 0; i < ROWS / 16; i++)
 #pragma unroll
-    for (int j = 0; j < 4; j++)
+    for (int j = 0; j < COLS / 8; j++)
 #pragma unroll
-      for (int h = 0; h < 4; h++)
-        put(p, m0 + wm + i * 16 + lane / 4 + h / 2 * 8, n0 + wn + j * 8 + lane % 4 * 2 + h % 2, sums[i][j][h]);
+      for (int h = 0; h < 2; h++)
+        put(p, m0 + wm + i * 16 + lane / 4 + h * 8, n0 + wn + j * 8 + lane % 4 * 2, sums[i][j][2 * h],
+            sums[i][j][2 * h + 1]);
 }
 
-KERNEL(THREADS) matmul_nt(const __grid_constant__ Matmul p) { run<false, false>(p); }
+KERNEL(Small::THREADS) matmul_nt(const __grid_constant__ Matmul p) { run<Small, false, false>(p); }
 
-KERNEL(THREADS) matmul_nn(const __grid_constant__ Matmul p) { run<false, true>(p); }
+KERNEL(Small::THREADS) matmul_nn(const __grid_constant__ Matmul p) { run<Small, false, true>(p); }
 
-KERNEL(THREADS) matmul_tn(const __grid_constant__ Matmul p) { run<true, true>(p); }
+KERNEL(Small::THREADS) matmul_tn(const __grid_constant__ Matmul p) { run<Small, true, true>(p); }
+
+KERNEL(Large::THREADS) matmul_large_nt(const __grid_constant__ Matmul p) { run<Large, false, false>(p); }
+
+KERNEL(Large::THREADS) matmul_large_nn(const __grid_constant__ Matmul p) { run<Large, false, true>(p); }
+
+KERNEL(Large::THREADS) matmul_large_tn(const __grid_constant__ Matmul p) { run<Large, true, true>(p); }

@@ -17,6 +17,9 @@ mod rope;
 mod rows;
 mod sum_squares;
 
+use std::collections::BTreeMap;
+use std::sync::LazyLock;
+
 use half::bf16;
 use ptx_emu::ptx::Module;
 use ptx_emu::{Counters, DeviceMemory, Launch, Order};
@@ -25,6 +28,11 @@ use qlora_train::ffi::IMAGES;
 
 /// The orders that a kernel must not depend on.
 const ORDERS: [Order; 3] = [Order::Forward, Order::Reverse, Order::Random(7)];
+
+/// The images, parsed once.
+static MODULES: LazyLock<BTreeMap<&str, Module>> = LazyLock::new(|| {
+    IMAGES.iter().map(|image| (image.name, Module::parse(image.ptx).unwrap())).collect()
+});
 
 /// A kernel of an image, and the shape of its grid.
 struct Grid {
@@ -70,8 +78,7 @@ impl Card {
 
     /// Runs a kernel with nothing to find.
     fn run<P: Copy>(&mut self, grid: &Grid, params: &P, order: Order) {
-        let image = IMAGES.iter().find(|image| image.name == grid.image).unwrap();
-        let module = Module::parse(image.ptx).unwrap();
+        let module = &MODULES[grid.image];
         // SAFETY: a struct of the boundary has no padding but at its end, and any byte may be read of it
         // after the copy below has written all of them.
         let params = unsafe {
@@ -84,7 +91,7 @@ impl Card {
             bytes
         };
         let launch = Launch {
-            module: &module,
+            module,
             kernel: module.kernel(grid.kernel).unwrap(),
             blocks: grid.blocks,
             threads: [grid.threads, 1, 1],

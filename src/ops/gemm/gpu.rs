@@ -1,19 +1,44 @@
 //! A product on a GPU: a four-bit operand is decoded into scratch as a matrix of bf16, and one kernel
-//! sums both products and rounds once.
+//! sums both products and rounds once. The form of the product and its size choose the kernel.
 
-use super::{Content, Dense, Form, Params, Product, Weight};
+use super::{Content, Dense, Params, Product, Weight};
 use crate::device::{Address, Dtype, Grid, Queue};
 use crate::error::Error;
 use crate::{ffi, quant};
 
-/// Rows and columns of the result that a block computes.
-const TILE: usize = 64;
+/// The kernels of one size of block.
+struct Kernels {
+    /// Rows and columns of the result that a block computes.
+    tile: usize,
+    threads: u32,
+    /// By [`Form`].
+    names: [&'static str; 3],
+}
 
-/// Threads of a block.
-const THREADS: u32 = 128;
+const SMALL: Kernels =
+    Kernels { tile: 64, threads: 128, names: ["matmul_nt", "matmul_nn", "matmul_tn"] };
 
-/// Two stages of two tiles with a depth of 64.
-const SHARED: usize = 2 * 2 * TILE * 64 * 2;
+const LARGE: Kernels = Kernels {
+    tile: 128,
+    threads: 256,
+    names: ["matmul_large_nt", "matmul_large_nn", "matmul_large_tn"],
+};
+
+impl Kernels {
+    /// A block of the large kernels brings half as many numbers for each product; more than half of it
+    /// must not lie beyond the result.
+    fn of(p: &Params) -> &'static Self {
+        let fills = |size: u64| size as usize > LARGE.tile / 2;
+        if fills(p.rows) && fills(p.cols) { &LARGE } else { &SMALL }
+    }
+
+    fn grid(&self, p: &Params) -> Grid {
+        let tiles = |size: u64| (size as usize).div_ceil(self.tile);
+        // Three stages of both operands, bf16 with a depth of 64.
+        let shared = 3 * 2 * self.tile * 64 * 2;
+        Grid { blocks: [tiles(p.cols), tiles(p.rows), 1], threads: self.threads, shared }
+    }
+}
 
 /// # Safety
 /// As for [`Kernel::run_on_gpu`](crate::device::Kernel::run_on_gpu).
@@ -52,14 +77,10 @@ pub(super) unsafe fn run(p: &Params, queue: &Queue) -> Result<(), Error> {
         add: p.write as u32,
         wide: u32::from(wide),
     };
-    let name = match p.form {
-        Form::Nt => "matmul_nt",
-        Form::Nn => "matmul_nn",
-        Form::Tn => "matmul_tn",
-    };
-    let blocks = [(p.cols as usize).div_ceil(TILE), (p.rows as usize).div_ceil(TILE), 1];
+    let kernels = Kernels::of(p);
+    let name = kernels.names[p.form as usize];
     // SAFETY: passed on from the caller.
-    unsafe { queue.launch(name, Grid { blocks, threads: THREADS, shared: SHARED }, &params) }
+    unsafe { queue.launch(name, kernels.grid(p), &params) }
 }
 
 impl Product {
