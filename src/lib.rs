@@ -19,8 +19,9 @@
 //!    with the frozen weight as extra columns.
 //! 6. **A product.** [`ops::gemm`] decodes 4-bit blocks ([`quant`]) straight into the panels that its
 //!    inner loop reads. There is no dequantized copy of any weight.
-//! 7. **A device.** [`device`] runs it: the CPU, or a plan that only books the bytes. What a run
-//!    will take is found by making the run's calls on the plan ([`train::plan`](mod@train::plan)).
+//! 7. **A device.** [`device`] runs it: the CPU, an NVIDIA GPU, or a plan that only books the bytes. What
+//!    an operation comes to on a GPU stands beside it, in its `run_on_gpu`; the kernels are CUDA, under
+//!    `kernels/`. What a run will take is found by making the run's calls on the plan ([`train::plan`](mod@train::plan)).
 //!
 //! Beside the tour stand the two ends: [`checkpoint`] reads Hugging Face folders and writes adapters
 //! that `peft` loads; [`data`] turns JSONL records into tokens and says which of them are
