@@ -18,7 +18,7 @@
 //! 5. **A linear map.** [`model::linear`] holds the QLoRA algebra once. LoRA rides in the product
 //!    with the frozen weight as extra columns.
 //! 6. **A product.** [`ops::gemm`] decodes 4-bit blocks ([`quant`]) straight into the panels that its
-//!    inner loop reads. There is no dequantized copy of any weight.
+//!    inner loop reads (a GPU: into scratch, one weight at a time). No dequantized copy of a weight stays.
 //! 7. **A device.** [`device`] runs it: the CPU, an NVIDIA GPU, or a plan that only books the bytes. What
 //!    an operation comes to on a GPU stands beside it, in its `run_on_gpu`; the kernels are CUDA, under
 //!    `kernels/`. What a run will take is found by making the run's calls on the plan ([`train::plan`](mod@train::plan)).

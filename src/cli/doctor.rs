@@ -4,7 +4,6 @@ use clap::Args;
 use qlora_train::device::Simd;
 use qlora_train::device::cuda::{self, Card};
 use qlora_train::error::Error;
-use qlora_train::ffi::MADE;
 use serde_json::{Value, json};
 use sysinfo::System;
 
@@ -43,8 +42,8 @@ pub fn run(args: &DoctorArgs) -> anyhow::Result<()> {
     output::result(format_args!("qlora-train {version} on {system}"))?;
     output::result(match &gpu {
         Ok(card) => {
-            let (card, memory) = (described(card), mib(card.memory));
-            format!("GPU      {card}, {memory} MiB; kernels: PTX ({MADE}), compiled by the driver")
+            let (name, memory, made) = (described(card), mib(card.memory), card.kernels);
+            format!("GPU      {name}, {memory} MiB; kernels: PTX ({made}), compiled by the driver")
         }
         Err(Error::Device { what, .. }) => format!("GPU      none is used: {what}"),
         Err(error) => format!("GPU      none is used: {error}"),
@@ -66,7 +65,7 @@ fn gpu_json(gpu: &Result<Card, Error>) -> Value {
             "compute_capability": format!("{}.{}", card.capability.0, card.capability.1),
             "driver": card.driver,
             "memory_bytes": card.memory,
-            "kernels": format!("ptx, {MADE}"),
+            "kernels": format!("ptx, {}", card.kernels),
         }),
         Err(error) => json!({ "found": false, "why": error.to_string() }),
     }

@@ -3,11 +3,11 @@
 //!
 //! One stream computes and one copies. Everything is queued and nothing is waited for, but where the
 //! host wants to see a number. A copy to the GPU passes through a ring of pinned buffers
-//! ([`staging`]); it waits for what was queued before it, which may still read what it overwrites, and
+//! (`staging.rs`); it waits for what was queued before it, which may still read what it overwrites, and
 //! what is queued after it waits for it. Memory is allocated in the order of the computing stream, from
 //! the one pool of the device.
 //!
-//! [`open`] finds the card and loads the kernels that are part of this program.
+//! `open.rs` finds the card and loads the kernels that are part of this program.
 
 mod open;
 mod staging;

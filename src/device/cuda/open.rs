@@ -11,7 +11,7 @@ use cudarc::nvrtc::Ptx;
 use super::staging::Staging;
 use super::{Cuda, Ledger};
 use crate::error::Error;
-use crate::ffi::{IMAGES, Image};
+use crate::ffi::{IMAGES, Image, MADE};
 
 /// The oldest driver that takes the images, as the driver numbers itself: CUDA 12.8.
 const DRIVER: i32 = 12_080;
@@ -32,6 +32,8 @@ pub struct Card {
     pub driver: i32,
     /// Bytes of memory.
     pub memory: u64,
+    /// How the kernels for it were made: `prebuilt`, `nvrtc` or `nvcc`.
+    pub kernels: &'static str,
 }
 
 /// Looks for GPU `ordinal` without opening it.
@@ -89,7 +91,14 @@ fn ask(ordinal: usize) -> Result<Asked, DriverError> {
     };
     let name = result::device::get_name(device)?;
     let memory = memory as u64;
-    Ok(Asked::Card(Card { ordinal, name, capability: (major, minor), driver, memory }))
+    Ok(Asked::Card(Card {
+        ordinal,
+        name,
+        capability: (major, minor),
+        driver,
+        memory,
+        kernels: MADE,
+    }))
 }
 
 fn refuse_old(card: &Card) -> Result<(), Error> {
