@@ -1,12 +1,19 @@
 //! One instruction at a time, over numbers on both sides of every edge, against what the PTX manual
-//! says of it.
+//! says of it. With `TEST_DEVICE=cuda` it is a real driver that is asked, and its GPU: what is expected here
+//! is then what silicon does.
 
+use cudarc::driver::{CudaContext, LaunchConfig, PushKernelArg};
+use cudarc::nvrtc::Ptx;
 use ptx_emu::ptx::Module;
 use ptx_emu::{DeviceMemory, Launch, Order};
 
 /// Four words of input in `%r1` to `%r4`, as f32 in `%f1` to `%f4`, in pairs in `%rd2` and `%rd3`. The
 /// result is `%rd4`, which starts as 0.
 const FRAME: &str = "
+.version 8.0
+.target sm_80
+.address_size 64
+.extern .shared .align 16 .b8 memory[];
 .visible .entry k(.param .u64 p)
 {
 .reg .pred %p<4>;
@@ -57,29 +64,57 @@ const EDGES: [u32; 16] = [
 
 /// Runs `body` on every pair of edges, the other words derived from them.
 fn check(body: &str, expected: impl Fn([u32; 4]) -> u64) {
-    let module = Module::parse(&FRAME.replace("BODY", body)).unwrap_or_else(|e| panic!("{e}"));
+    let text = FRAME.replace("BODY", body);
     let pairs = EDGES.into_iter().flat_map(|a| EDGES.map(|b| (a, b)));
     let inputs: Vec<[u32; 4]> = pairs.map(|(a, b)| [a, b, b ^ 0x5555, a.rotate_left(7)]).collect();
-    let mut memory = DeviceMemory::new(1 << 16);
     let bytes: Vec<u8> = inputs.iter().flatten().flat_map(|word| word.to_le_bytes()).collect();
-    let address = memory.alloc(bytes.len()).unwrap();
-    memory.write(address, &bytes);
-    let launch = Launch {
-        module: &module,
-        kernel: &module.kernels[0],
-        blocks: [1; 3],
-        threads: [inputs.len() as u32, 1, 1],
-        shared_bytes: inputs.len() * 8,
-        params: &address.to_le_bytes(),
-        order: Order::Forward,
-        checked: true,
+    let threads = inputs.len() as u32;
+    let results = match std::env::var("TEST_DEVICE").as_deref() {
+        Ok("cuda") => by_the_driver(&text, &bytes, threads),
+        _ => by_the_emulator(&text, &bytes, threads),
     };
-    assert_eq!(launch.run(&mut memory).findings, [], "{body}");
-    for (input, found) in inputs.iter().zip(memory.read(address, bytes.len()).chunks_exact(16)) {
+    for (input, found) in inputs.iter().zip(results.chunks_exact(16)) {
         let found = u64::from_le_bytes(found[..8].try_into().unwrap());
         let expected = expected(*input);
         assert!(found == expected, "{body} of {input:x?}: {found:#x}, not {expected:#x}");
     }
+}
+
+/// Shared memory of a thread.
+const SHARED_BYTES: u32 = 8;
+
+fn by_the_emulator(text: &str, bytes: &[u8], threads: u32) -> Vec<u8> {
+    let module = Module::parse(text).unwrap_or_else(|e| panic!("{e}"));
+    let mut memory = DeviceMemory::new(1 << 16);
+    let address = memory.alloc(bytes.len()).unwrap();
+    memory.write(address, bytes);
+    let launch = Launch {
+        module: &module,
+        kernel: &module.kernels[0],
+        blocks: [1; 3],
+        threads: [threads, 1, 1],
+        shared_bytes: (threads * SHARED_BYTES) as usize,
+        params: &address.to_le_bytes(),
+        order: Order::Forward,
+        checked: true,
+    };
+    assert_eq!(launch.run(&mut memory).findings, [], "{text}");
+    memory.read(address, bytes.len()).to_vec()
+}
+
+fn by_the_driver(text: &str, bytes: &[u8], threads: u32) -> Vec<u8> {
+    let context = CudaContext::new(0).unwrap();
+    let module = context.load_module(Ptx::from_src(text)).unwrap_or_else(|e| panic!("{e}: {text}"));
+    let (kernel, stream) = (module.load_function("k").unwrap(), context.new_stream().unwrap());
+    let mut memory = stream.clone_htod(bytes).unwrap();
+    let grid = LaunchConfig {
+        grid_dim: (1, 1, 1),
+        block_dim: (threads, 1, 1),
+        shared_mem_bytes: threads * SHARED_BYTES,
+    };
+    // SAFETY: the kernel takes the address of 16 bytes for each thread.
+    unsafe { stream.launch_builder(&kernel).arg(&mut memory).launch(grid) }.unwrap();
+    stream.clone_dtoh(&memory).unwrap()
 }
 
 fn words(instruction: &str, expected: impl Fn([u32; 4]) -> u32) {
@@ -225,7 +260,7 @@ fn lanes_ask_and_read_each_other() {
 fn a_generic_address_reaches_global_and_shared_memory() {
     check("ld.u32 %r5, [%rd1+4]; cvt.u64.u32 %rd4, %r5;", |[_, b, ..]| u64::from(b));
     // Every thread has eight bytes of shared memory to itself.
-    let shared = "mul.wide.u32 %rd5, %r0, 8; st.shared.u64 [%rd5], %rd3; cvta.shared.u64 %rd6, %rd5; \
+    let shared = "mov.u64 %rd5, memory; mad.wide.u32 %rd5, %r0, 8, %rd5; st.shared.u64 [%rd5], %rd3; cvta.shared.u64 %rd6, %rd5; \
                   ld.u64 %rd4, [%rd6];";
     check(shared, |[_, _, c, d]| u64::from(c) | u64::from(d) << 32);
     check(
