@@ -26,7 +26,7 @@ fn downloaded<T: Pod>(device: &Device, buf: &Buf<T>) -> Vec<T> {
 fn copies_longer_than_all_pinned_buffers_together_arrive() {
     let device = common::gpu();
     let bytes: Vec<u8> =
-        (0..(21 << 20) + 3).map(|i: u32| (i * 2_654_435_761 >> 24) as u8).collect();
+        (0..(21 << 20) + 3).map(|i: u32| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
     let buf = uploaded(&device, &bytes);
     assert!(downloaded(&device, &buf) == bytes);
     let shared: qlora_train::device::HostBytes = std::sync::Arc::new(bytes.clone());

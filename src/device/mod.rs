@@ -27,7 +27,7 @@ pub use cpu::{Cpu, ScratchMemory, Simd};
 pub use cuda::Cuda;
 pub use memory::{Ledger, Report};
 pub use plan::Plan;
-pub use queue::{Grid, Queue, has_aligned_rows};
+pub use queue::{Grid, Queue, has_aligned_rows, narrow};
 
 use crate::error::Error;
 use buffer::Storage;
@@ -127,7 +127,7 @@ impl Device {
         Self::new(Kind::Cpu(Arc::new(Cpu::new(threads.max(1), simd, dtype, ledger))))
     }
 
-    /// GPU `ordinal`, with bf16 activations and at most `limit` bytes, or all that is free.
+    /// GPU `ordinal`, with bf16 activations and at most `limit` bytes, or nearly all that is free.
     ///
     /// # Errors
     /// [`Error::Device`] says why there is none to work with.

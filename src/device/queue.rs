@@ -123,6 +123,15 @@ impl Queue<'_> {
     }
 }
 
+/// A size as the structs of kernels hold it.
+///
+/// # Panics
+/// If it does not fit.
+pub fn narrow(size: u64) -> u32 {
+    assert!(size <= u64::from(u32::MAX), "a size of {size}, {} at most", u32::MAX);
+    size as u32
+}
+
 /// Whether rows that begin at `address`, `stride` bf16 numbers apart, all begin at multiples of 16
 /// bytes, as asynchronous copies want them.
 pub fn has_aligned_rows(address: Address, stride: u64) -> bool {

@@ -7,7 +7,9 @@ use std::marker::PhantomData;
 use super::element::{Element, Real, per_simd, with_element};
 use super::tasks::for_each_piece;
 use super::{slice, slice_mut};
-use crate::device::{Address, Cpu, Device, Dtype, Grid, Kernel, Mat, MatMut, Queue, ScratchMemory};
+use crate::device::{
+    Address, Cpu, Device, Dtype, Grid, Kernel, Mat, MatMut, Queue, ScratchMemory, narrow,
+};
 use crate::error::Error;
 use crate::ffi;
 
@@ -135,7 +137,7 @@ unsafe impl Kernel for AddParams {
             index: 0,
             packed_stride: self.out_stride,
             spread_stride: self.b_stride,
-            cols: self.cols as u32,
+            cols: narrow(self.cols),
         };
         // SAFETY: passed on from the caller.
         unsafe {

@@ -9,7 +9,7 @@
 use super::element::{Element, Real, per_simd, with_element};
 use super::{lanes_sum, slice, slice_mut};
 use crate::device::{
-    Address, Buf, Cpu, Device, Dtype, Grid, Kernel, Mat, MatMut, Queue, ScratchMemory,
+    Address, Buf, Cpu, Device, Dtype, Grid, Kernel, Mat, MatMut, Queue, ScratchMemory, narrow,
 };
 use crate::error::Error;
 use crate::ffi;
@@ -117,7 +117,7 @@ unsafe impl Kernel for Params {
             targets: self.targets.number(),
             losses: self.losses.number(),
             stride: self.stride,
-            vocabulary: self.vocabulary as u32,
+            vocabulary: narrow(self.vocabulary),
             soft_cap: self.soft_cap,
             scale: self.scale,
             has_gradient: self.has_gradient,

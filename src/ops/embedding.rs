@@ -5,7 +5,7 @@ use super::element::{Element, Real, per_simd, with_element};
 use super::slice_mut;
 use super::tasks::for_each_piece;
 use crate::device::{
-    Address, Buf, Cpu, Device, Dtype, Grid, Kernel, Mat, MatMut, Queue, ScratchMemory,
+    Address, Buf, Cpu, Device, Dtype, Grid, Kernel, Mat, MatMut, Queue, ScratchMemory, narrow,
 };
 use crate::error::Error;
 use crate::ffi;
@@ -69,7 +69,7 @@ unsafe impl Kernel for Params {
             out: self.out.number(),
             table_stride: self.table_stride,
             out_stride: self.out_stride,
-            cols: self.cols as u32,
+            cols: narrow(self.cols),
             scale: self.scale,
         };
         // SAFETY: passed on from the caller.

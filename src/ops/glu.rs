@@ -9,7 +9,9 @@ use super::element::{Element, Real, per_simd, with_element};
 use super::gauss::distribution_and_density;
 use super::tasks::for_each_piece;
 use super::{slice, slice_mut};
-use crate::device::{Address, Cpu, Device, Dtype, Grid, Kernel, Mat, MatMut, Queue, ScratchMemory};
+use crate::device::{
+    Address, Cpu, Device, Dtype, Grid, Kernel, Mat, MatMut, Queue, ScratchMemory, narrow,
+};
 use crate::error::Error;
 use crate::ffi;
 
@@ -130,7 +132,7 @@ unsafe impl Kernel for Params {
             gate_up_stride: self.gate_up_stride,
             h_stride: self.out_stride,
             d_gate_up_stride: 0,
-            width: self.width as u32,
+            width: narrow(self.width),
             activation: self.activation as u32,
         };
         // SAFETY: passed on from the caller.
@@ -155,7 +157,7 @@ unsafe impl Kernel for BackwardParams {
             gate_up_stride: self.gate_up_stride,
             h_stride: self.dh_stride,
             d_gate_up_stride: self.d_gate_up_stride,
-            width: self.width as u32,
+            width: narrow(self.width),
             activation: self.activation as u32,
         };
         // SAFETY: passed on from the caller.

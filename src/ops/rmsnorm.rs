@@ -10,7 +10,7 @@ use super::element::{Element, Real, per_simd, with_element};
 use super::tasks::for_each_row;
 use super::{Write, lanes_sum, slice, slice_mut};
 use crate::device::{
-    Address, Buf, Cpu, Device, Dtype, Grid, Kernel, Mat, MatMut, Queue, ScratchMemory,
+    Address, Buf, Cpu, Device, Dtype, Grid, Kernel, Mat, MatMut, Queue, ScratchMemory, narrow,
 };
 use crate::error::Error;
 use crate::ffi;
@@ -154,8 +154,8 @@ unsafe fn queue_on_gpu(
         x_stride: p.x_stride,
         out_stride: p.y_stride,
         dy_stride,
-        groups: p.groups as u32,
-        width: p.width as u32,
+        groups: narrow(p.groups),
+        width: narrow(p.width),
         eps: p.eps,
         center: p.center as u32 as f32,
         add: p.write as u32,

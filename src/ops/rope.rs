@@ -7,7 +7,9 @@
 
 use super::element::{Element, Real, per_simd, with_element};
 use super::{slice, slice_mut};
-use crate::device::{Address, Cpu, Device, Dtype, Grid, Kernel, Mat, MatMut, Queue, ScratchMemory};
+use crate::device::{
+    Address, Cpu, Device, Dtype, Grid, Kernel, Mat, MatMut, Queue, ScratchMemory, narrow,
+};
 use crate::error::Error;
 use crate::ffi;
 
@@ -84,9 +86,9 @@ unsafe impl Kernel for Params {
             tables: self.tables.number(),
             x_stride: self.x_stride,
             table_stride: self.table_stride,
-            heads: self.heads as u32,
-            head_dim: self.head_dim as u32,
-            half: self.half as u32,
+            heads: narrow(self.heads),
+            head_dim: narrow(self.head_dim),
+            half: narrow(self.half),
             backward: self.direction as u32,
         };
         // SAFETY: passed on from the caller.

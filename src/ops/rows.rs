@@ -5,7 +5,7 @@ use super::element::{Element, with_element};
 use super::tasks::{TASK, for_each_piece};
 use super::{slice, slice_mut};
 use crate::device::{
-    Address, Buf, Cpu, Device, Dtype, Grid, Kernel, Mat, MatMut, Queue, ScratchMemory,
+    Address, Buf, Cpu, Device, Dtype, Grid, Kernel, Mat, MatMut, Queue, ScratchMemory, narrow,
 };
 use crate::error::Error;
 use crate::ffi;
@@ -122,7 +122,7 @@ unsafe fn queue_on_gpu(name: &'static str, p: &Params, queue: &Queue) -> Result<
         index: p.index.number(),
         packed_stride: p.packed_stride,
         spread_stride: p.spread_stride,
-        cols: p.cols as u32,
+        cols: narrow(p.cols),
     };
     // SAFETY: passed on from the caller.
     unsafe { queue.launch(name, Grid::row(p.count as usize, 128), &params) }

@@ -121,7 +121,8 @@ fn refuse_old(card: &Card) -> Result<(), Error> {
 }
 
 impl Cuda {
-    /// Opens GPU `ordinal` with at most `limit` bytes of its memory, or all that is free.
+    /// Opens GPU `ordinal` with at most `limit` bytes of its memory, or nearly all that is
+    /// free.
     ///
     /// # Errors
     /// As [`look`]; and an image that the driver does not take.
@@ -137,10 +138,15 @@ impl Cuda {
         let staging = Mutex::new(Staging::new(&context).map_err(failed)?);
         let functions = load_all(&context, ordinal)?;
         let (free, _) = context.mem_get_info().map_err(failed)?;
-        let ledger = Ledger::new(device_name(ordinal), limit.unwrap_or(free as u64));
+        let ledger = Ledger::new(device_name(ordinal), limit.unwrap_or(usable(free as u64)));
         let scratch = Mutex::default();
         Ok(Self { ledger, context, compute, copies, functions, staging, scratch })
     }
+}
+
+/// Of what is free: the driver allocates whole pages of 2 MiB, and keeps some memory for itself.
+fn usable(free: u64) -> u64 {
+    free - free / 32
 }
 
 /// What is freed stays with this process, so that no later allocation has to ask the system for it.

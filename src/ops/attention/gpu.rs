@@ -1,7 +1,7 @@
 //! Attention on a GPU: which kernel a head's width takes, and what it is given.
 
 use super::{BackwardParams, Params};
-use crate::device::{Address, Grid, Queue, has_aligned_rows};
+use crate::device::{Address, Grid, Queue, has_aligned_rows, narrow};
 use crate::error::Error;
 use crate::ffi;
 
@@ -85,9 +85,9 @@ pub(super) unsafe fn forward(p: &Params, queue: &Queue) -> Result<(), Error> {
         v_stride: p.v_stride,
         o_stride: p.o_stride,
         lse_stride: p.lse_stride,
-        heads: p.heads as u32,
-        kv_heads: p.kv_heads as u32,
-        head_dim: p.head_dim as u32,
+        heads: narrow(p.heads),
+        kv_heads: narrow(p.kv_heads),
+        head_dim: narrow(p.head_dim),
         window: window(p),
         scale: p.scale,
         soft_cap: p.soft_cap,
@@ -147,9 +147,9 @@ fn backward_params(p: &BackwardParams, delta: Address) -> ffi::AttentionBackward
         dq_stride: p.dq_stride,
         dk_stride: p.dk_stride,
         dv_stride: p.dv_stride,
-        heads: forward.heads as u32,
-        kv_heads: forward.kv_heads as u32,
-        head_dim: forward.head_dim as u32,
+        heads: narrow(forward.heads),
+        kv_heads: narrow(forward.kv_heads),
+        head_dim: narrow(forward.head_dim),
         window: window(forward),
         scale: forward.scale,
         soft_cap: forward.soft_cap,

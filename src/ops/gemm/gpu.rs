@@ -2,7 +2,7 @@
 //! sums both products and rounds once. The form of the product and its size choose the kernel.
 
 use super::{Content, Dense, Params, Product, Weight};
-use crate::device::{Address, Dtype, Grid, Queue};
+use crate::device::{Address, Dtype, Grid, Queue, narrow};
 use crate::error::Error;
 use crate::{ffi, quant};
 
@@ -70,9 +70,9 @@ pub(super) unsafe fn run(p: &Params, queue: &Queue) -> Result<(), Error> {
         b_stride: right.map(|matrix| matrix.stride),
         out_stride: p.out.stride,
         residual_stride: p.residual.stride,
-        k: p.products.map(|product| product.depth as u32),
-        m: p.rows as u32,
-        n: p.cols as u32,
+        k: p.products.map(|product| narrow(product.depth)),
+        m: narrow(p.rows),
+        n: narrow(p.cols),
         alpha: p.alpha,
         add: p.write as u32,
         wide: u32::from(wide),
