@@ -10,6 +10,7 @@
 #include "embedding.h"
 #include "glu.h"
 #include "matmul.h"
+#include "matmul_4bit.h"
 #include "rmsnorm.h"
 #include "rope.h"
 #include "rows.h"

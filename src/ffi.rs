@@ -64,6 +64,7 @@ pub const IMAGES: &[Image] = images! {
         "matmul_large_nn",
         "matmul_large_tn",
     ],
+    "matmul_4bit": ["matmul_4bit_nt", "matmul_4bit_nn"],
     "rmsnorm": ["rmsnorm", "rmsnorm_backward"],
     "rope": ["rope"],
     "rows": ["gather_rows", "scatter_rows", "add_rows"],

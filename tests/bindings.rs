@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use qlora_train::ffi::{
     Adamw, Adamw8bit, Attention, AttentionBackward, Cast, CrossEntropy, Dequantize, Dropout,
-    Embedding, Glu, Matmul, Rmsnorm, Rope, Rows, SumSquares,
+    Embedding, Glu, Matmul, Matmul4bit, Rmsnorm, Rope, Rows, SumSquares,
 };
 
 fn root() -> &'static Path {
@@ -92,6 +92,7 @@ fn a_c_compiler_lays_structs_out_in_the_same_way() {
             a, b, out, bias, residual, a_stride, b_stride, out_stride, residual_stride, k, m, n, alpha, add,
             wide,
         }
+        Matmul4bit { product, absmax, nested_absmax, map, offset, book }
         Rmsnorm {
             x, weight, out, dy, x_stride, out_stride, dy_stride, groups, width, eps, center, add,
         }

@@ -680,6 +680,44 @@ const _: () = {
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]
+pub struct Matmul4bit {
+    pub product: Matmul,
+    /// `[blocks]` f32, or u8 if nested
+    pub absmax: ::core::ffi::c_ulonglong,
+    /// `[blocks / 256]` f32, or 0
+    pub nested_absmax: ::core::ffi::c_ulonglong,
+    /// `[256]` f32, if nested
+    pub map: ::core::ffi::c_ulonglong,
+    /// Added to a nested scale.
+    pub offset: f32,
+    /// What the codes stand for.
+    pub book: [f32; 16usize],
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of Matmul4bit"][::core::mem::size_of::<Matmul4bit>() - 232usize];
+    ["Alignment of Matmul4bit"][::core::mem::align_of::<Matmul4bit>() - 8usize];
+    [
+        "Offset of field: Matmul4bit::product",
+    ][::core::mem::offset_of!(Matmul4bit, product) - 0usize];
+    [
+        "Offset of field: Matmul4bit::absmax",
+    ][::core::mem::offset_of!(Matmul4bit, absmax) - 136usize];
+    [
+        "Offset of field: Matmul4bit::nested_absmax",
+    ][::core::mem::offset_of!(Matmul4bit, nested_absmax) - 144usize];
+    [
+        "Offset of field: Matmul4bit::map",
+    ][::core::mem::offset_of!(Matmul4bit, map) - 152usize];
+    [
+        "Offset of field: Matmul4bit::offset",
+    ][::core::mem::offset_of!(Matmul4bit, offset) - 160usize];
+    [
+        "Offset of field: Matmul4bit::book",
+    ][::core::mem::offset_of!(Matmul4bit, book) - 164usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
 pub struct Rmsnorm {
     /// `[rows, groups * width]` bf16
     pub x: ::core::ffi::c_ulonglong,

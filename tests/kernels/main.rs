@@ -12,6 +12,7 @@ mod dropout;
 mod embedding;
 mod glu;
 mod matmul;
+mod matmul_4bit;
 mod rmsnorm;
 mod rope;
 mod rows;

@@ -1,7 +1,8 @@
-//! A product on a GPU: a four-bit operand is decoded into scratch as a matrix of bf16, and one kernel
-//! sums both products and rounds once. The form of the product and its size choose the kernel.
+//! A product on a GPU: one kernel sums both products and rounds once; form and size choose it. With few rows
+//! a four-bit operand is decoded on its way into the product; with many it would be decoded again for each 64
+//! of them, and goes through scratch instead, as a matrix of bf16.
 
-use super::{Content, Dense, Params, Product, Weight};
+use super::{Content, Dense, Form, Params, Product, Right, Weight};
 use crate::device::{Address, Dtype, Grid, Queue, narrow};
 use crate::error::Error;
 use crate::{ffi, quant};
@@ -44,6 +45,54 @@ impl Kernels {
 /// As for [`Kernel::run_on_gpu`](crate::device::Kernel::run_on_gpu).
 pub(super) unsafe fn run(p: &Params, queue: &Queue) -> Result<(), Error> {
     queue.require_bf16("matmul", p.compute)?;
+    let fits = matches!(p.out.dtype, Dtype::Bf16 | Dtype::F32);
+    queue.require("matmul", fits, || format!("to {:?}", p.out.dtype))?;
+    if !p.residual.address.is_null() {
+        queue.require_bf16("matmul", p.residual.dtype)?;
+    }
+    // SAFETY: passed on from the caller.
+    unsafe {
+        match four_bit_kernel(p) {
+            Some(name) => queue_four_bit(p, name, queue),
+            None => queue_dense(p, queue),
+        }
+    }
+}
+
+/// The kernel that decodes the first right operand on its way, where that is once for each number of it:
+/// for no more rows than a block has.
+fn four_bit_kernel(p: &Params) -> Option<&'static str> {
+    let [first, second] = &p.products;
+    let whole_blocks = first.right.weight.cols.is_multiple_of(quant::BLOCK as u64);
+    let fits = first.right.content != Content::Dense
+        && second.right.content == Content::Dense
+        && whole_blocks
+        && p.rows as usize <= SMALL.tile;
+    match p.form {
+        Form::Nt if fits => Some("matmul_4bit_nt"),
+        Form::Nn if fits => Some("matmul_4bit_nn"),
+        _ => None,
+    }
+}
+
+unsafe fn queue_four_bit(p: &Params, name: &'static str, queue: &Queue) -> Result<(), Error> {
+    let Weight { codes, absmax, nested_absmax, map, cols, offset, .. } = p.products[0].right.weight;
+    let stored = Dense { address: codes, stride: cols, dtype: Dtype::Bf16 };
+    let params = ffi::Matmul4bit {
+        product: product_of(p, [stored, p.products[1].right.dense]),
+        absmax: absmax.number(),
+        nested_absmax: nested_absmax.number(),
+        map: map.number(),
+        offset,
+        book: *p.products[0].right.kind().expect("four bits").values(),
+    };
+    // Two stages of both operands.
+    let shared = 2 * 2 * SMALL.tile * 64 * 2;
+    // SAFETY: passed on from the caller.
+    unsafe { queue.launch(name, Grid { shared, ..SMALL.grid(p) }, &params) }
+}
+
+unsafe fn queue_dense(p: &Params, queue: &Queue) -> Result<(), Error> {
     let decoded = p.products.map(|product| product.decoded_bytes());
     let scratch = queue.scratch(decoded.iter().sum())?;
     let places = [scratch, scratch.offset(decoded[0])];
@@ -52,22 +101,23 @@ pub(super) unsafe fn run(p: &Params, queue: &Queue) -> Result<(), Error> {
         // SAFETY: passed on from the caller; the place has room for the decoded operand.
         *right = unsafe { product.right_on_gpu(place, queue)? };
     }
-    let wide = p.out.dtype == Dtype::F32;
-    queue.require("matmul", wide || p.out.dtype == Dtype::Bf16, || {
-        format!("to {:?}", p.out.dtype)
-    })?;
-    if !p.residual.address.is_null() {
-        queue.require_bf16("matmul", p.residual.dtype)?;
-    }
-    let [left, right] = [p.products.map(|product| product.left), rights];
-    let params = ffi::Matmul {
-        a: left.map(|matrix| matrix.address.number()),
-        b: right.map(|matrix| matrix.address.number()),
+    let kernels = Kernels::of(p);
+    let name = kernels.names[p.form as usize];
+    // SAFETY: passed on from the caller.
+    unsafe { queue.launch(name, kernels.grid(p), &product_of(p, rights)) }
+}
+
+/// The products with right operands as they are stored.
+fn product_of(p: &Params, rights: [Dense; 2]) -> ffi::Matmul {
+    let lefts = p.products.map(|product| product.left);
+    ffi::Matmul {
+        a: lefts.map(|matrix| matrix.address.number()),
+        b: rights.map(|matrix| matrix.address.number()),
         out: p.out.address.number(),
         bias: p.bias.number(),
         residual: p.residual.address.number(),
-        a_stride: left.map(|matrix| matrix.stride),
-        b_stride: right.map(|matrix| matrix.stride),
+        a_stride: lefts.map(|matrix| matrix.stride),
+        b_stride: rights.map(|matrix| matrix.stride),
         out_stride: p.out.stride,
         residual_stride: p.residual.stride,
         k: p.products.map(|product| narrow(product.depth)),
@@ -75,36 +125,35 @@ pub(super) unsafe fn run(p: &Params, queue: &Queue) -> Result<(), Error> {
         n: narrow(p.cols),
         alpha: p.alpha,
         add: p.write as u32,
-        wide: u32::from(wide),
-    };
-    let kernels = Kernels::of(p);
-    let name = kernels.names[p.form as usize];
-    // SAFETY: passed on from the caller.
-    unsafe { queue.launch(name, kernels.grid(p), &params) }
+        wide: u32::from(p.out.dtype == Dtype::F32),
+    }
 }
 
 impl Product {
     /// Bytes of the right operand as bf16, if it has to be decoded.
     fn decoded_bytes(&self) -> usize {
-        match self.right.content {
-            Content::Dense => 0,
-            Content::Nf4 | Content::Fp4 => {
-                (self.right.weight.values as usize * 2).next_multiple_of(256)
-            }
-        }
+        let values = self.right.kind().map_or(0, |_| self.right.weight.values as usize);
+        (values * 2).next_multiple_of(256)
     }
 
     /// The right operand as plain numbers, decoded to `place` if need be.
     unsafe fn right_on_gpu(&self, place: Address, queue: &Queue) -> Result<Dense, Error> {
-        let kind = match self.right.content {
-            Content::Dense => return Ok(self.right.dense),
-            Content::Nf4 => quant::Kind::Nf4,
-            Content::Fp4 => quant::Kind::Fp4,
-        };
+        let Some(kind) = self.right.kind() else { return Ok(self.right.dense) };
         let weight = &self.right.weight;
         // SAFETY: passed on from the caller.
         unsafe { weight.decode_on_gpu(kind, place, queue)? };
         Ok(Dense { address: place, stride: weight.cols, dtype: Dtype::Bf16 })
+    }
+}
+
+impl Right {
+    /// What the codes stand for, if there are codes.
+    fn kind(&self) -> Option<quant::Kind> {
+        match self.content {
+            Content::Dense => None,
+            Content::Nf4 => Some(quant::Kind::Nf4),
+            Content::Fp4 => Some(quant::Kind::Fp4),
+        }
     }
 }
 
