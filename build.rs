@@ -4,6 +4,8 @@
 //! - `prebuilt`: as by default;
 //! - `nvrtc`: compiled from the sources by `scripts/compile_kernels.py`, as those under `prebuilt` were;
 //! - `nvcc`: compiled by the `nvcc` on the path.
+//!
+//! `src/ffi.rs` takes them from where cargo has put what this program made.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -12,25 +14,25 @@ use std::{env, fs};
 
 fn main() {
     println!("cargo::rerun-if-env-changed=QLORA_KERNELS");
+    println!("cargo::rerun-if-changed=kernels");
+    println!("cargo::rerun-if-changed=ffi");
     let root = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("set by cargo"));
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("set by cargo"));
     let from = env::var("QLORA_KERNELS").unwrap_or_else(|_| "prebuilt".to_owned());
-    let folder = match from.as_str() {
-        "prebuilt" => root.join("kernels/prebuilt"),
-        "nvrtc" => compiled_by(&root, &out, nvrtc),
-        "nvcc" => compiled_by(&root, &out, nvcc),
+    match from.as_str() {
+        "prebuilt" => copy_prebuilt(&root, &out),
+        "nvrtc" => nvrtc(&root, &out),
+        "nvcc" => nvcc(&root, &out),
         other => panic!("QLORA_KERNELS={other}: expected prebuilt, nvrtc or nvcc"),
-    };
+    }
     println!("cargo::rustc-env=QLORA_KERNELS_FROM={from}");
-    println!("cargo::rustc-env=QLORA_KERNEL_FOLDER={}", folder.display());
 }
 
-/// Has the sources compiled to PTX in `out`.
-fn compiled_by(root: &Path, out: &Path, compile: fn(&Path, &Path)) -> PathBuf {
-    println!("cargo::rerun-if-changed=kernels");
-    println!("cargo::rerun-if-changed=ffi");
-    compile(root, out);
-    out.to_owned()
+fn copy_prebuilt(root: &Path, out: &Path) {
+    for image in with_extension(&root.join("kernels/prebuilt"), "ptx") {
+        let to = out.join(image.file_name().expect("the name of a file"));
+        fs::copy(&image, &to).unwrap_or_else(|error| panic!("{}: {error}", image.display()));
+    }
 }
 
 fn nvrtc(root: &Path, out: &Path) {
@@ -40,18 +42,19 @@ fn nvrtc(root: &Path, out: &Path) {
 
 fn nvcc(root: &Path, out: &Path) {
     let kernels = root.join("kernels");
-    for entry in fs::read_dir(&kernels).expect("the folder of kernels") {
-        let source = entry.expect("an entry of the folder of kernels").path();
-        let Some(stem) =
-            source.file_stem().filter(|_| source.extension() == Some(OsStr::new("cu")))
-        else {
-            continue;
-        };
+    for source in with_extension(&kernels, "cu") {
+        let stem = source.file_stem().expect("the name of a file");
         let made = out.join(stem).with_extension("ptx");
         let mut command = Command::new("nvcc");
         command.args(["-ptx", "-arch=compute_80", "-std=c++17", "-lineinfo", "-o"]).arg(made);
         run(command.arg("-I").arg(&kernels).arg("-I").arg(root.join("ffi")).arg(&source));
     }
+}
+
+fn with_extension(folder: &Path, extension: &str) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).unwrap_or_else(|e| panic!("{}: {e}", folder.display()));
+    let paths = entries.map(|entry| entry.expect("an entry of a folder").path());
+    paths.filter(|path| path.extension() == Some(OsStr::new(extension))).collect()
 }
 
 fn run(command: &mut Command) {

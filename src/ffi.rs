@@ -28,7 +28,7 @@ macro_rules! images {
         &[$(Image {
             name: $name,
             kernels: &$kernels,
-            ptx: include_str!(concat!(env!("QLORA_KERNEL_FOLDER"), "/", $name, ".ptx")),
+            ptx: include_str!(concat!(env!("OUT_DIR"), "/", $name, ".ptx")),
         },)*]
     };
 }
