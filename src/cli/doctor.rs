@@ -7,7 +7,7 @@ use qlora_train::error::Error;
 use serde_json::{Value, json};
 use sysinfo::System;
 
-use super::machine::{available_memory, cores, described, total_memory};
+use super::machine::{available_memory, cores, described, reason, total_memory};
 use super::output;
 use super::table::mib;
 
@@ -45,8 +45,7 @@ pub fn run(args: &DoctorArgs) -> anyhow::Result<()> {
             let (name, memory, made) = (described(card), mib(card.memory), card.kernels);
             format!("GPU      {name}, {memory} MiB; kernels: PTX ({made}), compiled by the driver")
         }
-        Err(Error::Device { what, .. }) => format!("GPU      none is used: {what}"),
-        Err(error) => format!("GPU      none is used: {error}"),
+        Err(error) => format!("GPU      none is used: {}", reason(error)),
     })?;
     output::result(format_args!("CPU      {threads} threads, {}", told(simd)))?;
     output::result(format_args!(
@@ -67,7 +66,7 @@ fn gpu_json(gpu: &Result<Card, Error>) -> Value {
             "memory_bytes": card.memory,
             "kernels": format!("ptx, {}", card.kernels),
         }),
-        Err(error) => json!({ "found": false, "why": error.to_string() }),
+        Err(error) => json!({ "found": false, "why": reason(error) }),
     }
 }
 

@@ -42,7 +42,7 @@ impl DeviceFlags {
             (DeviceName::Auto, Dtype::F32) => Ok(self.cpu(threads, " (auto: --dtype f32)")),
             (DeviceName::Auto, _) => match cuda::look(0) {
                 Ok(_) => self.cuda(0),
-                Err(error) => Ok(self.cpu(threads, &format!(" (auto: {})", reason(error)))),
+                Err(error) => Ok(self.cpu(threads, &format!(" (auto: {})", reason(&error)))),
             },
         }
     }
@@ -90,7 +90,7 @@ impl DeviceFlags {
             return Ok(machine(budget.0, format!("cuda:{ordinal}, bf16 activations"), None));
         }
         let card = cuda::look(ordinal).map_err(without_gpu)?;
-        let device = Device::cuda(ordinal, None)?;
+        let device = Device::cuda(ordinal, None).map_err(without_gpu)?;
         let told = format!("cuda:{ordinal}, {}, bf16 activations", described(&card));
         Ok(machine(device.limit(), told, Some(device)))
     }
@@ -132,15 +132,15 @@ pub fn described(card: &Card) -> String {
 }
 
 /// Why there is no GPU to work with.
-pub fn reason(error: Error) -> String {
+pub fn reason(error: &Error) -> String {
     match error {
-        Error::Device { what, .. } => what,
+        Error::Device { what, .. } => what.clone(),
         other => other.to_string(),
     }
 }
 
 fn without_gpu(error: Error) -> Error {
-    let what = format!("{}; --device cpu works without one", reason(error));
+    let what = format!("{}; --device cpu works without one", reason(&error));
     Error::input(Place::flag("--device"), what)
 }
 
