@@ -25,7 +25,6 @@
 mod exports;
 mod streams;
 
-use std::collections::HashMap;
 use std::ops::Range;
 use std::str::FromStr;
 use std::sync::{Mutex, PoisonError};
@@ -102,8 +101,6 @@ struct Function {
 struct Driver {
     card: Card,
     memory: DeviceMemory,
-    /// Lengths of device allocations.
-    lengths: HashMap<u64, usize>,
     /// Host memory that is pinned.
     pinned: Vec<Range<usize>>,
     modules: Vec<Module>,
@@ -120,7 +117,6 @@ impl Driver {
             memory: DeviceMemory::new(card.memory),
             streams: Streams::new(card.seed),
             card,
-            lengths: HashMap::new(),
             pinned: Vec::new(),
             modules: Vec::new(),
             functions: Vec::new(),
@@ -132,15 +128,11 @@ impl Driver {
         if len == 0 {
             return Err(INVALID_VALUE);
         }
-        let address = self.memory.alloc(len).ok_or(OUT_OF_MEMORY)?;
-        self.lengths.insert(address, len);
-        Ok(address)
+        self.memory.alloc(len).ok_or(OUT_OF_MEMORY)
     }
 
     fn free(&mut self, address: u64) -> Result<(), Code> {
-        let len = self.lengths.remove(&address).ok_or(INVALID_VALUE)?;
-        self.memory.free(address, len);
-        Ok(())
+        self.memory.free(address).ok_or(INVALID_VALUE)
     }
 
     fn is_pinned(&self, address: usize, len: usize) -> bool {

@@ -26,7 +26,9 @@ impl Warp {
         for lane in (0..32).filter(|lane| lanes >> lane & 1 == 1) {
             let (space, address) = resolve(space, addresses[lane]);
             let found = room.read(self.who(pc, lane), space, address, bytes)?;
-            for (to, value) in to.iter().zip(found.chunks(ty.bytes())) {
+            let found = u128::from_le_bytes(found);
+            for (i, to) in to.iter().enumerate() {
+                let value = (found >> (8 * ty.bytes() * i)) as u64;
                 self.registers.set_lane(*to, lane, widened(ty, value));
             }
         }
@@ -51,11 +53,11 @@ impl Warp {
         }
         for lane in (0..32).filter(|lane| lanes >> lane & 1 == 1) {
             let (space, address) = resolve(space, addresses[lane]);
-            let mut written = [0; 16];
-            for (place, values) in written.chunks_mut(each).zip(&values).take(from.len()) {
-                place.copy_from_slice(&values[lane].to_le_bytes()[..each]);
+            let mut written = 0;
+            for (i, values) in values.iter().take(from.len()).enumerate() {
+                written |= u128::from(values[lane] & mask(each)) << (8 * each * i);
             }
-            room.write(self.who(pc, lane), space, address, &written[..bytes])?;
+            room.write(self.who(pc, lane), space, address, &written.to_le_bytes()[..bytes])?;
         }
         Ok(())
     }
@@ -70,15 +72,18 @@ fn resolve(space: Space, address: u64) -> (Space, u64) {
     }
 }
 
-/// What is shorter than its register fills it up with its sign, or with zeros.
-fn widened(ty: Type, bytes: &[u8]) -> u64 {
-    let mut long = [0; 8];
-    long[..bytes.len()].copy_from_slice(bytes);
-    let value = u64::from_le_bytes(long);
+/// The lowest `bytes` bytes.
+const fn mask(bytes: usize) -> u64 {
+    u64::MAX >> (64 - 8 * bytes)
+}
+
+/// The value in the lowest bytes: what is shorter than its register fills it up with its sign, or with
+/// zeros.
+fn widened(ty: Type, bits: u64) -> u64 {
     match ty {
-        Type::S(1) => i32::from(value as i8) as u32 as u64,
-        Type::S(2) => u64::from(i32::from(value as i16) as u32),
-        _ => value,
+        Type::S(1) => u64::from(i32::from(bits as i8) as u32),
+        Type::S(2) => u64::from(i32::from(bits as i16) as u32),
+        _ => bits & mask(ty.bytes()),
     }
 }
 

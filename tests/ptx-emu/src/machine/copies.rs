@@ -3,16 +3,20 @@
 //! The destination is poisoned at once and written at the wait, the latest moment that is allowed: a
 //! kernel that waits too little reads poison.
 
+use super::memory::copy;
 use super::room::{Fault, Room, Who};
 use super::warp::Warp;
 use crate::ptx::{Address, Operand};
 
 /// A copy that was started.
-struct Copy {
+#[derive(Clone, Copy)]
+struct Transfer {
     who: Who,
     lane: usize,
+    /// Where in the shared memory of the block.
     to: usize,
-    from: u64,
+    /// Where in the memory of the device, if anything is read.
+    from: usize,
     bytes: usize,
     /// Bytes that are read; the others become 0.
     read: usize,
@@ -23,7 +27,7 @@ struct Copy {
 /// Copies of a warp that nobody has waited for.
 #[derive(Default)]
 pub(super) struct Copies {
-    in_flight: Vec<Copy>,
+    in_flight: Vec<Transfer>,
     /// Groups that each lane has committed.
     committed: [u32; 32],
 }
@@ -58,10 +62,11 @@ impl Warp {
         for lane in (0..32).filter(|lane| lanes >> lane & 1 == 1) {
             let (who, read) = (self.who(pc, lane), (read[lane] as usize).min(bytes));
             let range = room.shared_range(who, to[lane], bytes)?;
+            let mut source = 0..0;
             // A copy that reads nothing may point anywhere.
             if read > 0 {
-                let source = room.copied_range(who, from[lane], (read, bytes))?;
-                room.check_global_read(who, source);
+                source = room.copied_range(who, from[lane], (read, bytes))?;
+                room.check_global_read(who, source.clone());
             }
             room.check_shared(who, range.clone(), true);
             room.shared[range.clone()].fill(0xff);
@@ -69,39 +74,37 @@ impl Warp {
                 shadow.set_in_flight(range.start, bytes, true);
             }
             let group = self.copies.committed[lane];
-            let copy = Copy { who, lane, to: range.start, from: from[lane], bytes, read, group };
-            self.copies.in_flight.push(copy);
+            let (to, from) = (range.start, source.start);
+            self.copies.in_flight.push(Transfer { who, lane, to, from, bytes, read, group });
         }
         Ok(())
     }
 
     /// The copies of `lanes` arrive that are in none of the last `groups` groups.
-    pub(super) fn finish_copies(
-        &mut self,
-        room: &mut Room,
-        lanes: u32,
-        groups: usize,
-    ) -> Result<(), Fault> {
-        let committed = self.copies.committed;
-        let done = |copy: &mut Copy| {
-            lanes >> copy.lane & 1 == 1
-                && copy.group as usize + groups < committed[copy.lane] as usize
-        };
-        let arrived: Vec<Copy> = self.copies.in_flight.extract_if(.., done).collect();
-        for Copy { who, to, from, bytes, read, .. } in arrived {
-            if let Some(shadow) = &mut room.shadow {
-                shadow.set_in_flight(to, bytes, false);
+    pub(super) fn finish_copies(&mut self, room: &mut Room, lanes: u32, groups: usize) {
+        let Copies { in_flight, committed } = &mut self.copies;
+        in_flight.retain(|transfer| {
+            let group = transfer.group as usize;
+            let done = lanes >> transfer.lane & 1 == 1
+                && group + groups < committed[transfer.lane] as usize;
+            if done {
+                transfer.arrive(room, self.epoch);
             }
-            let mut arriving = [0; 16];
-            if read > 0 {
-                let range = room.copied_range(who, from, (read, bytes))?;
-                arriving[..read].copy_from_slice(room.memory.bytes(range));
-            }
-            // The thread that waits is the one that writes.
-            let who = Who { warp_epoch: self.epoch, ..who };
-            room.check_shared(who, to..to + bytes, true);
-            room.shared[to..to + bytes].copy_from_slice(&arriving[..bytes]);
+            !done
+        });
+    }
+}
+
+impl Transfer {
+    fn arrive(&self, room: &mut Room, warp_epoch: u32) {
+        let Self { who, to, from, bytes, read, .. } = *self;
+        if let Some(shadow) = &mut room.shadow {
+            shadow.set_in_flight(to, bytes, false);
         }
-        Ok(())
+        let mut arriving = [0; 16];
+        copy(&mut arriving[..read], room.memory.bytes(from..from + read));
+        // The thread that waits is the one that writes.
+        room.check_shared(Who { warp_epoch, ..who }, to..to + bytes, true);
+        copy(&mut room.shared[to..to + bytes], &arriving[..bytes]);
     }
 }

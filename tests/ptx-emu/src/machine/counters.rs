@@ -52,27 +52,38 @@ impl Counters {
 /// Most words that are asked for at once: 128 bytes, and as many again if none is aligned.
 const WORDS: usize = 64;
 
+/// No word.
+const NONE: u32 = u32::MAX;
+
 /// Different words that are asked for at once, and how many of them are in each of the 32 banks.
 pub(super) struct Banks {
-    words: [u64; WORDS],
+    /// The first of each bank.
+    first: [u32; 32],
+    others: [u32; WORDS],
     count: usize,
     in_bank: [u8; 32],
 }
 
 impl Default for Banks {
     fn default() -> Self {
-        Self { words: [0; WORDS], count: 0, in_bank: [0; 32] }
+        Self { first: [NONE; 32], others: [NONE; WORDS], count: 0, in_bank: [0; 32] }
     }
 }
 
 impl Banks {
     pub(super) fn touch(&mut self, address: u64, bytes: usize) {
         for word in address / 4..=(address + bytes as u64 - 1) / 4 {
-            if !self.words[..self.count].contains(&word) {
-                self.words[self.count] = word;
-                self.count += 1;
-                self.in_bank[(word % 32) as usize] += 1;
+            let (word, bank) = (word as u32, (word % 32) as usize);
+            if self.first[bank] == word || self.others[..self.count].contains(&word) {
+                continue;
             }
+            if self.first[bank] == NONE {
+                self.first[bank] = word;
+            } else {
+                self.others[self.count] = word;
+                self.count += 1;
+            }
+            self.in_bank[bank] += 1;
         }
     }
 

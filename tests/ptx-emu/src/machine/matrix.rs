@@ -28,28 +28,31 @@ impl Warp {
         self.check_all_lanes(room, pc, lanes);
         let addresses = self.addresses(from);
         for (i, to) in to.iter().enumerate() {
-            let (mut rows, mut banks) = ([[0_u16; 8]; 8], Banks::default());
-            for (r, row) in rows.iter_mut().enumerate() {
+            let (mut matrix, mut banks) = ([0_u32; 32], Banks::default());
+            for (r, row) in matrix.chunks_exact_mut(4).enumerate() {
                 let lane = 8 * i + r;
                 banks.touch(addresses[lane], 16);
                 let bytes = room.read(self.who(pc, lane), Space::Shared, addresses[lane], 16)?;
-                *row =
-                    std::array::from_fn(|c| u16::from_le_bytes([bytes[2 * c], bytes[2 * c + 1]]));
+                for (pair, bytes) in row.iter_mut().zip(bytes.as_chunks().0) {
+                    *pair = u32::from_le_bytes(*bytes);
+                }
             }
             room.counters.shared_passes += banks.passes();
             room.counters.shared_passes_at_best += 1;
-            let number = |row: usize, column: usize| match transposed {
-                false => u32::from(rows[row][column]),
-                true => u32::from(rows[column][row]),
-            };
-            let pair = |lane| {
-                let (row, column) = part(lane);
-                number(row, column) | number(row, column + 1) << 16
-            };
-            self.registers.set_words(*to, u32::MAX, &std::array::from_fn(pair));
+            let matrix = if transposed { turned(&matrix) } else { matrix };
+            self.registers.set_words(*to, u32::MAX, &matrix);
         }
         Ok(())
     }
+}
+
+/// An 8 × 8 matrix with rows and columns exchanged.
+fn turned(matrix: &Words) -> Words {
+    let number = |row: usize, column: usize| matrix[4 * row + column / 2] >> (16 * (column % 2));
+    std::array::from_fn(|lane| {
+        let (row, column) = part(lane);
+        number(column, row) & 0xffff | number(column + 1, row) << 16
+    })
 }
 
 impl Registers {
@@ -61,13 +64,12 @@ impl Registers {
         b: &[Operand; 2],
         c: &[Operand; 4],
     ) {
-        let left = self.left(a);
-        let right = self.right(b);
-        let mut sums = [[0.0_f32; 8]; 16];
-        for (i, c) in c.iter().enumerate() {
-            for (lane, bits) in self.words(*c).into_iter().enumerate() {
-                let (row, column) = place_of_sum(i, lane);
-                sums[row][column] = f32::from_bits(bits);
+        let (left, right) = (self.left(a), self.right(b));
+        let mut sums = [[0.0; 8]; 16];
+        for (half, c) in sums.chunks_exact_mut(8).zip(c.as_chunks().0) {
+            let [even, odd] = c.map(|c| self.words(c));
+            for (row, lanes) in half.iter_mut().zip((0..32).step_by(4)) {
+                *row = alternating(&even[lanes..lanes + 4], &odd[lanes..lanes + 4]);
             }
         }
         for (row, left) in sums.iter_mut().zip(&left) {
@@ -77,12 +79,11 @@ impl Registers {
                 }
             }
         }
-        for (i, d) in d.iter().enumerate() {
-            let values: Words = std::array::from_fn(|lane| {
-                let (row, column) = place_of_sum(i, lane);
-                sums[row][column].to_bits()
-            });
-            self.set_words(*d, u32::MAX, &values);
+        for (half, d) in sums.chunks_exact(8).zip(d.as_chunks::<2>().0) {
+            for (odd, d) in d.iter().enumerate() {
+                let value = |lane: usize| half[lane / 4][2 * (lane % 4) + odd].to_bits();
+                self.set_words(*d, u32::MAX, &std::array::from_fn(value));
+            }
         }
     }
 
@@ -90,10 +91,10 @@ impl Registers {
     fn left(&self, a: &[Operand; 4]) -> [[f32; 16]; 16] {
         let mut left = [[0.0; 16]; 16];
         for (i, a) in a.iter().enumerate() {
-            for (lane, bits) in self.words(*a).into_iter().enumerate() {
-                let (row, column) = part(lane);
-                let (row, column) = (row + 8 * (i % 2), column + 8 * (i / 2));
-                [left[row][column], left[row][column + 1]] = numbers(bits);
+            let words = self.words(*a);
+            for (row, lanes) in words.chunks_exact(4).enumerate() {
+                let columns = 8 * (i / 2)..8 * (i / 2) + 8;
+                left[row + 8 * (i % 2)][columns].copy_from_slice(&numbers(lanes));
             }
         }
         left
@@ -103,23 +104,25 @@ impl Registers {
     /// below each other.
     fn right(&self, b: &[Operand; 2]) -> [[f32; 8]; 16] {
         let mut right = [[0.0; 8]; 16];
-        for (i, b) in b.iter().enumerate() {
-            for (lane, bits) in self.words(*b).into_iter().enumerate() {
-                let (column, row) = part(lane);
-                [right[row + 8 * i][column], right[row + 1 + 8 * i][column]] = numbers(bits);
+        for (half, b) in right.chunks_exact_mut(8).zip(b) {
+            for (column, lanes) in self.words(*b).chunks_exact(4).enumerate() {
+                for (row, number) in half.iter_mut().zip(numbers(lanes)) {
+                    row[column] = number;
+                }
             }
         }
         right
     }
 }
 
-/// Row and column of the sum in register `i` of a lane.
-const fn place_of_sum(i: usize, lane: usize) -> (usize, usize) {
-    let (row, column) = part(lane);
-    (row + 8 * (i / 2), column + i % 2)
+/// The numbers that four lanes hold, one of each register in turn.
+fn alternating(even: &[u32], odd: &[u32]) -> [f32; 8] {
+    std::array::from_fn(|i| f32::from_bits(if i % 2 == 0 { even[i / 2] } else { odd[i / 2] }))
 }
 
-/// The bf16 numbers of a register, the lower one first.
-fn numbers(bits: u32) -> [f32; 2] {
-    [f32::from_bits(bits << 16), f32::from_bits(bits & 0xffff_0000)]
+/// The bf16 numbers of four lanes, the lower one of a register first.
+fn numbers(lanes: &[u32]) -> [f32; 8] {
+    std::array::from_fn(|i| {
+        f32::from_bits(if i % 2 == 0 { lanes[i / 2] << 16 } else { lanes[i / 2] & 0xffff_0000 })
+    })
 }

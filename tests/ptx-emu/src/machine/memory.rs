@@ -1,5 +1,7 @@
 //! Memory of the device.
 
+use std::cell::Cell;
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 /// Where the memory begins: an address that no host pointer has.
@@ -8,22 +10,16 @@ const BASE: u64 = 0x0300_0000_0000;
 /// Allocations begin at multiples of this, with as many bytes between them that belong to nobody.
 const ZONE: usize = 256;
 
-/// What is known of a byte.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum State {
-    /// In no allocation.
-    Nobodys,
-    /// Allocated, and never written.
-    Fresh,
-    Written,
-}
-
-/// Memory of a device, with a state of every byte.
+/// Memory of a device, with what happened to every byte.
 ///
 /// Fresh memory holds 0xff everywhere: not a number in any floating-point type.
 pub struct DeviceMemory {
     bytes: Vec<u8>,
-    states: Vec<State>,
+    /// Where each allocation begins and ends.
+    allocations: BTreeMap<usize, usize>,
+    /// The one that was asked for last: mostly it is the next one too.
+    last: Cell<(usize, usize)>,
+    written: Vec<bool>,
     /// Who wrote a byte last, where blocks of all launches are counted on: those from `launch` on are of
     /// the running one.
     writers: Vec<u32>,
@@ -37,8 +33,17 @@ pub struct DeviceMemory {
 impl DeviceMemory {
     /// A device of `limit` bytes.
     pub fn new(limit: usize) -> Self {
-        let (bytes, states, writers) = (Vec::new(), Vec::new(), Vec::new());
-        Self { bytes, states, writers, launch: 1, blocks: 0, limit, used: 0 }
+        Self {
+            bytes: Vec::new(),
+            allocations: BTreeMap::new(),
+            last: Cell::default(),
+            written: Vec::new(),
+            writers: Vec::new(),
+            launch: 1,
+            blocks: 0,
+            limit,
+            used: 0,
+        }
     }
 
     /// Takes `len` bytes, if the device has them left.
@@ -50,9 +55,9 @@ impl DeviceMemory {
         let start = self.bytes.len().next_multiple_of(ZONE) + ZONE;
         let end = (start + len).next_multiple_of(ZONE) + ZONE;
         self.bytes.resize(end, 0xff);
-        self.states.resize(end, State::Nobodys);
+        self.written.resize(end, false);
         self.writers.resize(end, 0);
-        self.states[start..start + len].fill(State::Fresh);
+        self.allocations.insert(start, start + len);
         Some(BASE + start as u64)
     }
 
@@ -61,16 +66,15 @@ impl DeviceMemory {
         self.limit - self.used
     }
 
-    /// Gives `len` bytes at `address` back. They are not handed out again, so that whoever still
-    /// uses them is found.
-    ///
-    /// # Panics
-    /// If they are not allocated.
-    pub fn free(&mut self, address: u64, len: usize) {
-        let range = self.allocated(address, len).expect("an allocation");
-        self.bytes[range.clone()].fill(0xff);
-        self.states[range].fill(State::Nobodys);
-        self.used -= len;
+    /// Gives the allocation at `address` back, if there is one. It is not handed out again, so that
+    /// whoever still uses it is found.
+    pub fn free(&mut self, address: u64) -> Option<()> {
+        let start = usize::try_from(address.checked_sub(BASE)?).ok()?;
+        let end = self.allocations.remove(&start)?;
+        self.last.take();
+        self.bytes[start..end].fill(0xff);
+        self.used -= end - start;
+        Some(())
     }
 
     /// Copies `from` to `address`.
@@ -79,8 +83,7 @@ impl DeviceMemory {
     /// If there are not as many bytes allocated.
     pub fn write(&mut self, address: u64, from: &[u8]) {
         let range = self.allocated(address, from.len()).expect("an allocation of that length");
-        self.bytes[range.clone()].copy_from_slice(from);
-        self.states[range].fill(State::Written);
+        self.put(range, from);
     }
 
     /// The `len` bytes at `address`.
@@ -98,15 +101,20 @@ impl DeviceMemory {
     /// If there are not as many bytes allocated.
     pub fn fresh(&self, address: u64, len: usize) -> usize {
         let range = self.allocated(address, len).expect("an allocation of that length");
-        self.states[range].iter().filter(|state| **state == State::Fresh).count()
+        self.written[range].iter().filter(|written| !**written).count()
     }
 
     /// Where `len` bytes at `address` are, if all of them belong to somebody.
+    #[inline]
     pub(crate) fn allocated(&self, address: u64, len: usize) -> Option<Range<usize>> {
         let start = usize::try_from(address.checked_sub(BASE)?).ok()?;
         let range = start..start.checked_add(len)?;
-        let states = self.states.get(range.clone())?;
-        states.iter().all(|state| *state != State::Nobodys).then_some(range)
+        let holds = |(first, end): &(usize, usize)| *first <= range.start && range.end <= *end;
+        if !holds(&self.last.get()) {
+            let (first, end) = self.allocations.range(..=start).next_back()?;
+            self.last.set(Some((*first, *end)).filter(holds)?);
+        }
+        Some(range)
     }
 
     /// A launch of `blocks` blocks begins, in which nobody has written anything yet.
@@ -132,8 +140,8 @@ impl DeviceMemory {
         self.writers[range].iter().find(is_other).map(|writer| writer - self.launch)
     }
 
-    pub(super) fn states(&self, range: Range<usize>) -> &[State] {
-        &self.states[range]
+    pub(super) fn is_written(&self, range: Range<usize>) -> bool {
+        self.written[range].iter().all(|written| *written)
     }
 
     pub(super) fn bytes(&self, range: Range<usize>) -> &[u8] {
@@ -141,8 +149,26 @@ impl DeviceMemory {
     }
 
     pub(super) fn put(&mut self, range: Range<usize>, from: &[u8]) {
-        self.bytes[range.clone()].copy_from_slice(from);
-        self.states[range].fill(State::Written);
+        copy(&mut self.bytes[range.clone()], from);
+        self.written[range].fill(true);
+    }
+}
+
+/// Copies mostly what one access has: for those lengths no function is called.
+pub(super) fn copy(to: &mut [u8], from: &[u8]) {
+    fn chunk<const N: usize>(to: &mut [u8], from: &[u8]) -> Option<()> {
+        *to.first_chunk_mut::<N>()? = *from.first_chunk()?;
+        Some(())
+    }
+    let whole = match from.len() {
+        16 => chunk::<16>(to, from),
+        8 => chunk::<8>(to, from),
+        4 => chunk::<4>(to, from),
+        2 => chunk::<2>(to, from),
+        _ => None,
+    };
+    if whole.is_none() {
+        to.copy_from_slice(from);
     }
 }
 
@@ -160,7 +186,7 @@ mod tests {
         assert_eq!((memory.read(a + 9, 1), memory.fresh(a, 60)), (&[2][..], 57));
         assert_eq!(memory.allocated(a + 59, 2), None);
         assert_eq!(memory.allocated(0x1000, 1), None);
-        memory.free(a, 60);
+        memory.free(a).unwrap();
         assert_eq!(memory.allocated(a, 1), None);
         assert!(memory.alloc(60).is_some_and(|c| c != a));
     }

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use super::check::{Finding, Kind};
 use super::counters::Counters;
-use super::memory::{DeviceMemory, State};
+use super::memory::{DeviceMemory, copy};
 use super::registers::Registers;
 use super::shadow::{Access, Shadow, Wrong};
 use crate::ptx::{Kernel, Module, Space};
@@ -114,7 +114,7 @@ impl Room<'_> {
                 self.memory.bytes(range)
             }
         };
-        bytes[..len].copy_from_slice(from);
+        copy(&mut bytes[..len], from);
         Ok(bytes)
     }
 
@@ -129,7 +129,7 @@ impl Room<'_> {
         if space == Space::Shared {
             let range = self.shared_range(who, address, from.len())?;
             self.check_shared(who, range.clone(), true);
-            self.shared[range].copy_from_slice(from);
+            copy(&mut self.shared[range], from);
             return Ok(());
         }
         let range = self.global_range(who, address, from.len())?;
@@ -139,6 +139,7 @@ impl Room<'_> {
     }
 
     /// Where an access to shared memory is, if it may be.
+    #[inline]
     pub(super) fn shared_range(
         &mut self,
         who: Who,
@@ -149,6 +150,7 @@ impl Room<'_> {
     }
 
     /// Where an access to a memory of `size` bytes is that begins at address 0.
+    #[inline]
     fn range_within(
         &mut self,
         who: Who,
@@ -159,33 +161,24 @@ impl Room<'_> {
         self.check_alignment(who, address, len)?;
         let start = usize::try_from(address).ok();
         let range = start.and_then(|start| Some(start..start.checked_add(len)?));
-        range.filter(|range| range.end <= size).ok_or_else(|| {
-            let message =
-                format!("thread {}: {len} bytes at {address:#x} of {size:#x}", who.thread);
-            self.fault(who.pc, Kind::Bounds, message)
-        })
+        range
+            .filter(|range| range.end <= size)
+            .ok_or_else(|| self.misplaced(who, Kind::Bounds, address, len))
     }
 
     /// Where an access to global memory is, if it may be.
+    #[inline]
     pub(super) fn global_range(
         &mut self,
         who: Who,
         address: u64,
         len: usize,
     ) -> Result<Range<usize>, Fault> {
-        self.check_alignment(who, address, len)?;
-        self.allocated(who, address, len)
-    }
-
-    /// The place of `len` bytes at any address.
-    fn allocated(&mut self, who: Who, address: u64, len: usize) -> Result<Range<usize>, Fault> {
-        self.memory.allocated(address, len).ok_or_else(|| {
-            let message = format!("thread {}: {len} bytes at {address:#x}", who.thread);
-            self.fault(who.pc, Kind::GlobalBounds, message)
-        })
+        self.copied_range(who, address, (len, len))
     }
 
     /// The first `read` bytes of a copy of `bytes`.
+    #[inline]
     pub(super) fn copied_range(
         &mut self,
         who: Who,
@@ -193,19 +186,32 @@ impl Room<'_> {
         (read, bytes): (usize, usize),
     ) -> Result<Range<usize>, Fault> {
         self.check_alignment(who, address, bytes)?;
-        self.allocated(who, address, read)
+        let range = self.memory.allocated(address, read);
+        range.ok_or_else(|| self.misplaced(who, Kind::GlobalBounds, address, read))
     }
 
+    /// An access is of a power of two of bytes, and at a multiple of that.
+    #[inline]
     fn check_alignment(&mut self, who: Who, address: u64, len: usize) -> Result<(), Fault> {
-        if address.is_multiple_of(len.next_power_of_two().min(16) as u64) {
-            return Ok(());
+        match address & (len as u64 - 1) {
+            0 => Ok(()),
+            _ => Err(self.misplaced(who, Kind::Alignment, address, len)),
         }
-        let message = format!("thread {}: {len} bytes at {address:#x}", who.thread);
-        Err(self.fault(who.pc, Kind::Alignment, message))
+    }
+
+    #[cold]
+    fn misplaced(&mut self, who: Who, kind: Kind, address: u64, len: usize) -> Fault {
+        self.fault(who.pc, kind, format!("thread {}: {len} bytes at {address:#x}", who.thread))
     }
 
     /// What is wrong with an access to shared memory beside its place.
     pub(super) fn check_shared(&mut self, who: Who, range: Range<usize>, writes: bool) {
+        if self.shadow.is_some() {
+            self.check_order(who, range, writes);
+        }
+    }
+
+    fn check_order(&mut self, who: Who, range: Range<usize>, writes: bool) {
         let block_epoch = self.epoch;
         let Some(shadow) = &mut self.shadow else { return };
         let access = Access { thread: who.thread, block_epoch, warp_epoch: who.warp_epoch };
@@ -230,7 +236,7 @@ impl Room<'_> {
         if self.shadow.is_none() {
             return;
         }
-        if self.memory.states(range.clone()).contains(&State::Fresh) {
+        if !self.memory.is_written(range.clone()) {
             self.find(who.pc, Kind::GlobalFresh, || format!("thread {}", who.thread));
         }
         self.check_writers(who, range);

@@ -167,10 +167,10 @@ impl Warp {
                 self.start_copies(room, pc, lanes, (*to, *from), *bytes, *read)?;
             }
             Operation::CopyCommit => self.copies.commit(lanes),
-            Operation::CopyWait(groups) => self.finish_copies(room, lanes, *groups)?,
+            Operation::CopyWait(groups) => self.finish_copies(room, lanes, *groups),
             Operation::CopyWaitAll => {
                 self.copies.commit(lanes);
-                self.finish_copies(room, lanes, 0)?;
+                self.finish_copies(room, lanes, 0);
             }
         }
         Ok(Flow::Next)
