@@ -78,7 +78,6 @@ DEVICE void of_queries(const AttentionBackward &p) {
   fetch<D, OWN>(q, rows_of(p.q, p.q_stride, row, head, p.head_dim), p.q_stride, segment.q_len - first, p.head_dim);
   fetch<D, OWN>(d_o, rows_of(p.d_o, p.d_o_stride, row, head, p.head_dim), p.d_o_stride, segment.q_len - first,
                 p.head_dim);
-  copy_commit();
   float lse[2], delta[2];
 #pragma unroll
   for (int r = 0; r < 2; r++) {
@@ -115,7 +114,6 @@ DEVICE void of_queries(const AttentionBackward &p) {
     u16 *to = (u16 *)p.dq + segment.q_start * p.dq_stride + head * p.head_dim;
     put<COLUMNS>(to, p.dq_stride, dq, own, segment.q_len, column, p.head_dim);
   }
-  copy_wait<0>();
 }
 
 template <int D>
@@ -177,6 +175,7 @@ DEVICE void of_keys(const AttentionBackward &p) {
     to = (u16 *)p.dv + segment.k_start * p.dv_stride + kv_head * p.head_dim;
     put<COLUMNS>(to, p.dv_stride, dv, own, segment.k_len, column, p.head_dim);
   }
+  // Keys that no query sees have gone through no round.
   copy_wait<0>();
 }
 

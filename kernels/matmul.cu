@@ -43,7 +43,6 @@ DEVICE void run(const Matmul &p) {
     free = full;
     full = full + 1 == STAGES ? 0 : full + 1;
   }
-  copy_wait<0>();
   put_all(p, sums, m0, n0);
 }
 

@@ -6,10 +6,9 @@
 
 enum { THREADS = 256, WARPS = THREADS / 32 };
 
-// The sum over the block, in every thread; warps in their order. `sums` may be used again at once.
+// The sum over the block, in every thread; warps in their order. `sums` is in use until the next barrier.
 DEVICE float sum_of_block(float x, float (&sums)[WARPS]) {
   x = sum_of_warp(x);
-  __syncthreads();
   if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = x;
   __syncthreads();
   float sum = 0;
@@ -56,19 +55,19 @@ KERNEL(THREADS) rmsnorm(const __grid_constant__ Rmsnorm p) {
 // dy and dx may be the same memory, so neither is restricted.
 KERNEL(THREADS) rmsnorm_backward(const __grid_constant__ Rmsnorm p) {
   extern __shared__ float memory[];
-  float(&sums)[WARPS] = *(float(*)[WARPS])memory;
+  float(&sums)[2][WARPS] = *(float(*)[2][WARPS])memory;
   const u32 *__restrict__ x = (const u32 *)p.x + start(p, p.x_stride);
   const float2 *__restrict__ weight = (const float2 *)p.weight;
   const u32 *dy = (const u32 *)p.dy + start(p, p.dy_stride);
   u32 *dx = (u32 *)p.out + start(p, p.out_stride);
-  const float r = factor_of(p, x, sums);
+  const float r = factor_of(p, x, sums[0]);
   float sum = 0;
   for (u32 i = threadIdx.x; i < p.width / 2; i += THREADS) {
     const float2 w = weight[i];
     sum += bf16_low(dy[i]) * (w.x + p.center) * bf16_low(x[i]);
     sum += bf16_high(dy[i]) * (w.y + p.center) * bf16_high(x[i]);
   }
-  const float mean = sum_of_block(sum, sums) * r / p.width;
+  const float mean = sum_of_block(sum, sums[1]) * r / p.width;
   for (u32 i = threadIdx.x; i < p.width / 2; i += THREADS) {
     const float2 w = weight[i];
     const float low = bf16_low(dy[i]) * (w.x + p.center) - bf16_low(x[i]) * r * mean;

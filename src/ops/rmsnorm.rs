@@ -160,10 +160,11 @@ unsafe fn queue_on_gpu(
         center: p.center as u32 as f32,
         add: p.write as u32,
     };
-    let warps = THREADS as usize / 32;
+    // Each warp leaves one sum, or two one after the other.
+    let sums = 2 * THREADS as usize / 32;
     let blocks = Grid::row((p.rows * p.groups) as usize, THREADS);
     // SAFETY: passed on from the caller.
-    unsafe { queue.launch(name, Grid { shared: warps * size_of::<f32>(), ..blocks }, &params) }
+    unsafe { queue.launch(name, Grid { shared: sums * size_of::<f32>(), ..blocks }, &params) }
 }
 
 fn forward_on_cpu<E: Element>(p: &Params, cpu: &Cpu) {

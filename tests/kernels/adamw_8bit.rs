@@ -56,7 +56,7 @@ fn on_cpu(len: usize) -> State {
 }
 
 #[test]
-fn three_steps_give_the_bits_of_the_cpu() {
+pub(super) fn three_steps_give_the_bits_of_the_cpu() {
     for len in [1, 255, 256, 257, 1000] {
         let expected = on_cpu(len);
         for order in ORDERS {

@@ -59,7 +59,7 @@ impl Case {
     }
 
     pub(super) fn longest(&self) -> u32 {
-        self.records.iter().map(|(queries, _)| *queries).max().unwrap()
+        self.records.iter().map(|(queries, keys)| *queries.max(keys)).max().unwrap()
     }
 
     pub(super) fn scale(&self) -> f32 {
@@ -171,6 +171,20 @@ fn outputs_and_logarithms_of_sums_are_those_of_f64() {
             check(case, &o, &lse, order);
         }
     }
+}
+
+/// Attention by the kernel of that name over more than one tile.
+pub(super) fn exercise(kernel: &'static str) {
+    let case = Case { heads: Heads { head_dim: width(kernel), ..PLAIN.heads }, ..PLAIN };
+    let [o, lse] = OnCpu::run(&case).outputs();
+    for order in ORDERS {
+        check(&case, &o, &lse, order);
+    }
+}
+
+/// The width of a head that the name of a kernel ends with; of those for all, any.
+pub(super) fn width(kernel: &str) -> usize {
+    kernel.rsplit('_').next().and_then(|width| width.parse().ok()).unwrap_or(64)
 }
 
 fn check(case: &Case, o: &[f64], lse: &[f64], order: Order) {

@@ -4,10 +4,10 @@ use ptx_emu::Order;
 use qlora_train::ffi::AttentionBackward;
 use qlora_train::ops::attention::Heads;
 
-use super::attention::{Case, OnCpu, PLAIN};
+use super::attention::{Case, OnCpu, PLAIN, width};
 use super::{Card, Grid, ORDERS, assert_near, bf16_bytes, f32_bytes, numbers};
 
-const CASES: [Case; 8] = [
+const CASES: [Case; 9] = [
     Case { records: &[(1, 1)], ..PLAIN },
     PLAIN,
     Case { records: &[(64, 64), (3, 3), (130, 130)], ..PLAIN },
@@ -16,7 +16,11 @@ const CASES: [Case; 8] = [
     Case { heads: Heads { heads: 2, kv_heads: 1, head_dim: 256 }, ..PLAIN },
     Case { records: &[(200, 200)], window: Some(33), ..PLAIN },
     Case { soft_cap: Some(2.0), ..PLAIN },
+    UNSEEN,
 ];
+
+/// Keys that no query sees, in blocks of their own.
+const UNSEEN: Case = Case { records: &[(5, 200)], window: Some(3), ..PLAIN };
 
 /// The kernels for a head's width, the width, and how many rows of the other side come at a time.
 fn kernels(head_dim: usize) -> ([&'static str; 2], usize, [usize; 2]) {
@@ -30,12 +34,23 @@ fn kernels(head_dim: usize) -> ([&'static str; 2], usize, [usize; 2]) {
 #[test]
 fn gradients_are_those_of_f64() {
     for case in &CASES {
-        let on_cpu = OnCpu::run(case);
-        let d_o = numbers(4, case.queries() * case.columns().0);
-        let gradients = on_cpu.gradients(&d_o);
-        for order in ORDERS {
-            check(case, on_cpu.outputs(), &d_o, &gradients, order);
-        }
+        check_orders(case);
+    }
+}
+
+/// Gradients by the kernel of that name over more than one tile.
+pub(super) fn exercise(kernel: &'static str) {
+    for case in [PLAIN, UNSEEN] {
+        check_orders(&Case { heads: Heads { head_dim: width(kernel), ..case.heads }, ..case });
+    }
+}
+
+fn check_orders(case: &Case) {
+    let on_cpu = OnCpu::run(case);
+    let d_o = numbers(4, case.queries() * case.columns().0);
+    let gradients = on_cpu.gradients(&d_o);
+    for order in ORDERS {
+        check(case, on_cpu.outputs(), &d_o, &gradients, order);
     }
 }
 

@@ -25,7 +25,7 @@ fn exact(logits: &[f32], target: usize, cap: f32) -> (f64, Vec<f64>) {
 }
 
 #[test]
-fn losses_and_gradients_are_those_of_f64() {
+pub(super) fn losses_and_gradients_are_those_of_f64() {
     for (rows, vocabulary) in [(1, 1), (2, 255), (3, 256), (2, 1030)] {
         for cap in [0.0, 5.0] {
             for has_gradient in [false, true] {

@@ -119,6 +119,12 @@ fn products_are_those_of_f64_in_every_orientation() {
     }
 }
 
+/// A product with several tiles, and depths that end within one.
+pub(super) fn exercise(kernel: &'static str) {
+    let after = After { add: true, wide: false, bias: true, residual: true };
+    check(Case { kernel, m: 129, n: 135, k: [320, 16], multiple: 8, after });
+}
+
 fn check(case: Case) {
     let Case { m, n, k, after, .. } = case;
     let operands: [[Stored; 2]; 2] = [0, 1].map(|i| {

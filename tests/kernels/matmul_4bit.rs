@@ -52,6 +52,11 @@ fn products_are_those_of_f64_over_the_decoded_weight() {
     }
 }
 
+/// A product with several tiles, and depths that end within one.
+pub(super) fn exercise(kernel: &'static str) {
+    check(Kind::Nf4, kernel, kernel.ends_with("nn"), (65, 128, 320, 16));
+}
+
 fn check(kind: Kind, kernel: &'static str, across: bool, shape: (usize, usize, usize, usize)) {
     let (m, n, k, rank) = shape;
     let weight = Weight::new(kind, n * k);

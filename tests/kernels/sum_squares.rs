@@ -8,7 +8,7 @@ use super::{Card, Grid, ORDERS, f32_bytes, numbers};
 const PIECE: usize = 16_384;
 
 #[test]
-fn sums_are_those_of_f64_and_the_same_bits_in_every_order() {
+pub(super) fn sums_are_those_of_f64_and_the_same_bits_in_every_order() {
     for len in [1, 255, 257, PIECE - 1, PIECE, PIECE + 1, 3 * PIECE + 100] {
         let x: Vec<f32> = numbers(1, len).into_iter().map(|x| x * 1e-2).collect();
         let exact: f64 = x.iter().map(|x| f64::from(*x).powi(2)).sum();

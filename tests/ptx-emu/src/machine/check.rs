@@ -15,7 +15,8 @@ pub enum Kind {
     GlobalFresh,
     /// Shared memory read that nobody wrote.
     SharedFresh,
-    /// Two blocks of a launch at one byte, one of them writing.
+    /// Two blocks of a launch at one byte of global memory, or two threads of a block without a barrier
+    /// between, one of them writing.
     GlobalRace,
     /// Two threads at one byte of shared memory without a barrier between, one of them writing.
     SharedRace,

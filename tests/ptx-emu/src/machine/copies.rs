@@ -70,8 +70,8 @@ impl Warp {
             }
             room.check_shared(who, range.clone(), true);
             room.shared[range.clone()].fill(0xff);
-            if let Some(shadow) = &mut room.shadow {
-                shadow.set_in_flight(range.start, bytes, true);
+            if let Some(shadows) = &mut room.shadows {
+                shadows.shared.set_in_flight(range.start, bytes, true);
             }
             let group = self.copies.committed[lane];
             let (to, from) = (range.start, source.start);
@@ -98,8 +98,8 @@ impl Warp {
 impl Transfer {
     fn arrive(&self, room: &mut Room, warp_epoch: u32) {
         let Self { who, to, from, bytes, read, .. } = *self;
-        if let Some(shadow) = &mut room.shadow {
-            shadow.set_in_flight(to, bytes, false);
+        if let Some(shadows) = &mut room.shadows {
+            shadows.shared.set_in_flight(to, bytes, false);
         }
         let mut arriving = [0; 16];
         copy(&mut arriving[..read], room.memory.bytes(from..from + read));

@@ -4,7 +4,7 @@ use super::block::{Turns, run};
 use super::check::{Finding, Kind};
 use super::counters::Counters;
 use super::memory::DeviceMemory;
-use super::room::{Findings, Place, Room};
+use super::room::{Findings, Place, Room, Shadows};
 use super::shadow::Shadow;
 use crate::ptx::{Kernel, Module};
 
@@ -101,15 +101,18 @@ impl Launch<'_> {
             module: self.module,
             kernel: self.kernel,
             params: self.params,
-            memory,
             findings,
             counters,
             place: Place { block: [0; 3], threads: self.threads, blocks: self.blocks },
             number: 0,
             shared: vec![0xff; shared_bytes],
             spare: Vec::new(),
-            shadow: self.checked.then(|| Shadow::new(shared_bytes)),
+            shadows: self.checked.then(|| Shadows {
+                shared: Shadow::new(shared_bytes),
+                global: Shadow::new(memory.len()),
+            }),
             epoch: 0,
+            memory,
         }
     }
 }

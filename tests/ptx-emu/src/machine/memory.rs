@@ -61,6 +61,11 @@ impl DeviceMemory {
         Some(BASE + start as u64)
     }
 
+    /// Bytes that were ever handed out, and what is between them.
+    pub(super) fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
     /// Bytes that are left.
     pub fn room(&self) -> usize {
         self.limit - self.used

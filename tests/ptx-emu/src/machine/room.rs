@@ -30,8 +30,20 @@ pub(super) struct Who {
     pub warp_epoch: u32,
 }
 
+impl Who {
+    fn access(self, block_epoch: u32) -> Access {
+        Access { thread: self.thread, block_epoch, warp_epoch: self.warp_epoch }
+    }
+}
+
 /// Findings by instruction and kind: the first of each.
 pub(super) type Findings = BTreeMap<(usize, Kind), Finding>;
+
+/// Who of a block touched what.
+pub(super) struct Shadows {
+    pub shared: Shadow,
+    pub global: Shadow,
+}
 
 /// What the warps of one block share.
 pub(super) struct Room<'a> {
@@ -48,7 +60,7 @@ pub(super) struct Room<'a> {
     /// Registers of warps that have ended.
     pub spare: Vec<Registers>,
     /// If the launch is checked.
-    pub shadow: Option<Shadow>,
+    pub shadows: Option<Shadows>,
     /// Barriers that all warps have passed.
     pub epoch: u32,
 }
@@ -63,8 +75,9 @@ impl Room<'_> {
         self.place.block = [number % x, number / x % y, number / (x * y)];
         self.number = number;
         self.shared.fill(0xff);
-        if let Some(shadow) = &mut self.shadow {
-            shadow.renew();
+        if let Some(Shadows { shared, global }) = &mut self.shadows {
+            shared.renew();
+            global.renew();
         }
         self.epoch = 0;
     }
@@ -206,54 +219,53 @@ impl Room<'_> {
 
     /// What is wrong with an access to shared memory beside its place.
     pub(super) fn check_shared(&mut self, who: Who, range: Range<usize>, writes: bool) {
-        if self.shadow.is_some() {
-            self.check_order(who, range, writes);
-        }
-    }
-
-    fn check_order(&mut self, who: Who, range: Range<usize>, writes: bool) {
-        let block_epoch = self.epoch;
-        let Some(shadow) = &mut self.shadow else { return };
-        let access = Access { thread: who.thread, block_epoch, warp_epoch: who.warp_epoch };
-        let (start, len) = (range.start, range.len());
-        let wrong = match writes {
-            true => shadow.write(start, len, access),
-            false => shadow.read(start, len, access),
+        let Some(shadows) = &mut self.shadows else { return };
+        let kind = match shadows.shared.note(range.clone(), who.access(self.epoch), writes) {
+            None => return,
+            Some(Wrong::Fresh) => Kind::SharedFresh,
+            Some(Wrong::Race) => Kind::SharedRace,
+            Some(Wrong::InFlight) => Kind::CopyRace,
         };
-        let Some(wrong) = wrong else { return };
-        let kind = match wrong {
-            Wrong::Fresh => Kind::SharedFresh,
-            Wrong::Race => Kind::SharedRace,
-            Wrong::InFlight => Kind::CopyRace,
-        };
-        let verb = if writes { "writes" } else { "reads" };
-        self.find(who.pc, kind, || {
-            format!("thread {} {verb} {len} bytes at {start:#x}", who.thread)
-        });
+        self.find_access(who, kind, range, writes);
     }
 
     pub(super) fn check_global_read(&mut self, who: Who, range: Range<usize>) {
-        if self.shadow.is_none() {
+        if self.shadows.is_none() {
             return;
         }
         if !self.memory.is_written(range.clone()) {
             self.find(who.pc, Kind::GlobalFresh, || format!("thread {}", who.thread));
         }
-        self.check_writers(who, range);
+        self.check_others(who, range, false);
     }
 
     fn check_global_write(&mut self, who: Who, range: Range<usize>) {
-        if self.shadow.is_none() {
+        if self.shadows.is_none() {
             return;
         }
-        self.check_writers(who, range.clone());
+        self.check_others(who, range.clone(), true);
         self.memory.note_writer(range, self.number);
     }
 
-    fn check_writers(&mut self, who: Who, range: Range<usize>) {
-        if let Some(other) = self.memory.other_writer(range, self.number) {
+    /// Other blocks, and other threads of this one.
+    fn check_others(&mut self, who: Who, range: Range<usize>, writes: bool) {
+        if let Some(other) = self.memory.other_writer(range.clone(), self.number) {
             let message = move || format!("thread {}; block {other} wrote it", who.thread);
             self.find(who.pc, Kind::GlobalRace, message);
         }
+        let Some(shadows) = &mut self.shadows else { return };
+        // What this block has not written was there before the launch.
+        let wrong = shadows.global.note(range.clone(), who.access(self.epoch), writes);
+        if wrong == Some(Wrong::Race) {
+            self.find_access(who, Kind::GlobalRace, range, writes);
+        }
+    }
+
+    fn find_access(&mut self, who: Who, kind: Kind, range: Range<usize>, writes: bool) {
+        let verb = if writes { "writes" } else { "reads" };
+        let (start, len) = (range.start, range.len());
+        self.find(who.pc, kind, || {
+            format!("thread {} {verb} {len} bytes at {start:#x}", who.thread)
+        });
     }
 }

@@ -1,8 +1,10 @@
-//! Who touched each byte of shared memory, and whether that was ordered.
+//! Who of a block touched each byte of a memory, and whether that was ordered.
 //!
 //! Two accesses are ordered if they are of one thread, if a barrier of the block lies between them, or
 //! if a `bar.warp.sync` does and both threads are of one warp. Shuffles order nothing. That lanes run in
 //! step here is no excuse: on a GPU they need not.
+
+use std::ops::Range;
 
 /// An access: by which thread, and after how many barriers of the block and of its warp.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,36 +86,54 @@ pub(super) enum Wrong {
 
 const UNTOUCHED: Cell = Cell { writer: None, readers: Readers::Nobody, in_flight: false };
 
-/// The cells of a block.
+/// The cells of a block: pages of them, from when they are first touched.
 pub(super) struct Shadow {
-    cells: Vec<Cell>,
-    /// Which pages of cells are no longer untouched.
-    touched: Vec<bool>,
+    pages: Vec<Option<Box<[Cell; PAGE]>>>,
+    /// Numbers of the pages that are there.
+    touched: Vec<usize>,
+    /// Pages of earlier blocks.
+    spare: Vec<Box<[Cell; PAGE]>>,
 }
 
-/// Cells of a page.
+/// Cells of a page: no access reaches over its end.
 const PAGE: usize = 512;
 
 impl Shadow {
     pub(super) fn new(bytes: usize) -> Self {
-        Self { cells: vec![UNTOUCHED; bytes], touched: vec![false; bytes.div_ceil(PAGE)] }
+        let pages = std::iter::repeat_with(|| None).take(bytes.div_ceil(PAGE)).collect();
+        Self { pages, touched: Vec::new(), spare: Vec::new() }
     }
 
     /// Forgets everything, for the next block.
     pub(super) fn renew(&mut self) {
-        for (cells, touched) in self.cells.chunks_mut(PAGE).zip(&mut self.touched) {
-            if std::mem::take(touched) {
-                cells.fill(UNTOUCHED);
-            }
-        }
+        self.spare.extend(self.touched.drain(..).filter_map(|page| self.pages[page].take()));
     }
 
     fn touch(&mut self, start: usize, len: usize) -> &mut [Cell] {
-        self.touched[start / PAGE..(start + len).div_ceil(PAGE)].fill(true);
-        &mut self.cells[start..start + len]
+        let Self { pages, touched, spare } = self;
+        let cells = pages[start / PAGE].get_or_insert_with(|| {
+            touched.push(start / PAGE);
+            let mut page = spare.pop().unwrap_or_else(|| Box::new([UNTOUCHED; PAGE]));
+            page.fill(UNTOUCHED);
+            page
+        });
+        &mut cells[start % PAGE..start % PAGE + len]
     }
 
-    pub(super) fn read(&mut self, start: usize, len: usize, access: Access) -> Option<Wrong> {
+    /// What is wrong with an access, which is remembered.
+    pub(super) fn note(
+        &mut self,
+        range: Range<usize>,
+        access: Access,
+        writes: bool,
+    ) -> Option<Wrong> {
+        match writes {
+            true => self.write(range.start, range.len(), access),
+            false => self.read(range.start, range.len(), access),
+        }
+    }
+
+    fn read(&mut self, start: usize, len: usize, access: Access) -> Option<Wrong> {
         let mut wrong = None;
         for cell in self.touch(start, len) {
             let found = match cell.writer {
@@ -128,7 +148,7 @@ impl Shadow {
         wrong
     }
 
-    pub(super) fn write(&mut self, start: usize, len: usize, access: Access) -> Option<Wrong> {
+    fn write(&mut self, start: usize, len: usize, access: Access) -> Option<Wrong> {
         let mut wrong = None;
         for cell in self.touch(start, len) {
             let ordered = cell.writer.is_none_or(|writer| writer.is_before(access));
