@@ -96,7 +96,7 @@ pub(super) fn three_steps_give_the_bits_of_the_cpu() {
             }
             let found = State {
                 values: card.f32(values, len),
-                codes: [m, v].map(|address| card.memory.read(address, len).to_vec()),
+                codes: [m, v].map(|address| card.memory.read(address, len)),
                 scales: [m_absmax, v_absmax].map(|address| card.f32(address, blocks)),
             };
             assert!(found == expected, "{len} numbers in {order:?}");

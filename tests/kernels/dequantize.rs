@@ -66,7 +66,8 @@ fn check(kind: Kind, values: usize, scales: &[f32], nested: Option<quant::Double
             }
         }
         card.run(&grid(values), &params, order);
-        let found = card.memory.read(params.out, values * 2).chunks_exact(2);
+        let found = card.memory.read(params.out, values * 2);
+        let found = found.chunks_exact(2);
         let found: Vec<bf16> = found.map(|b| bf16::from_le_bytes([b[0], b[1]])).collect();
         assert!(found == expected, "{kind:?}, {values} values, nested: {}", nested.is_some());
     }

@@ -70,13 +70,13 @@ impl Card {
     }
 
     fn f32(&self, address: u64, len: usize) -> Vec<f32> {
-        let bytes = self.memory.read(address, 4 * len).chunks_exact(4);
-        bytes.map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
+        let bytes = self.memory.read(address, 4 * len);
+        bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
     }
 
     fn bf16(&self, address: u64, len: usize) -> Vec<f32> {
-        let bytes = self.memory.read(address, 2 * len).chunks_exact(2);
-        bytes.map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect()
+        let bytes = self.memory.read(address, 2 * len);
+        bytes.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect()
     }
 
     /// Runs a kernel with nothing to find; or the one with a fault in its place, whatever is found.
@@ -120,6 +120,7 @@ impl Card {
             shared_bytes: grid.shared_bytes,
             params: &params,
             order,
+            workers: 2,
             checked: true,
         };
         let report = launch.run(&mut self.memory);

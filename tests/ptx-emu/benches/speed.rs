@@ -36,6 +36,7 @@ fn product(c: &mut Criterion) {
             shared_bytes: 4 * 64 * 64 * 2,
             params: &params,
             order: Order::Forward,
+            workers: 1,
             checked,
         };
         group.bench_function(name, |b| b.iter(|| black_box(launch.run(&mut memory))));

@@ -96,10 +96,11 @@ fn by_the_emulator(text: &str, bytes: &[u8], threads: u32) -> Vec<u8> {
         shared_bytes: (threads * SHARED_BYTES) as usize,
         params: &address.to_le_bytes(),
         order: Order::Forward,
+        workers: 1,
         checked: true,
     };
     assert_eq!(launch.run(&mut memory).findings, [], "{text}");
-    memory.read(address, bytes.len()).to_vec()
+    memory.read(address, bytes.len())
 }
 
 fn by_the_driver(text: &str, bytes: &[u8], threads: u32) -> Vec<u8> {

@@ -17,6 +17,7 @@
 //! | `PTX_EMU_DEVICES` | number of cards | 1 |
 //! | `PTX_EMU_SEED` | for the order of streams, warps and blocks | 1 |
 //! | `PTX_EMU_CHECKED` | whether launches are checked | 1 |
+//! | `PTX_EMU_WORKERS` | threads that run the blocks of a launch | those of the machine |
 //! | `PTX_EMU_IMAGES` | whether any image is taken: 0 is a driver that finds all damaged | 1 |
 //!
 //! A finding is written to the standard error output, and every later call fails, as on a device that
@@ -28,6 +29,7 @@ mod streams;
 use std::ops::Range;
 use std::str::FromStr;
 use std::sync::{Mutex, PoisonError};
+use std::thread::available_parallelism;
 
 use crate::DeviceMemory;
 use crate::ptx::Module;
@@ -54,6 +56,7 @@ struct Card {
     devices: i32,
     seed: u64,
     checked: bool,
+    workers: usize,
     takes_images: bool,
 }
 
@@ -66,6 +69,7 @@ impl Card {
             devices: variable("PTX_EMU_DEVICES", 1),
             seed: variable("PTX_EMU_SEED", 1),
             checked: variable("PTX_EMU_CHECKED", 1) == 1,
+            workers: variable("PTX_EMU_WORKERS", available_parallelism().map_or(1, Into::into)),
             takes_images: variable("PTX_EMU_IMAGES", 1) == 1,
         }
     }

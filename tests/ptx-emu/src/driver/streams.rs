@@ -213,7 +213,7 @@ impl Driver {
                 unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to as *mut u8, len) };
                 Ok(())
             }
-            Work::Copy { to, from, len } => match self.readable(from, len).map(<[u8]>::to_vec) {
+            Work::Copy { to, from, len } => match self.readable(from, len) {
                 Some(bytes) => self.write(to, &bytes),
                 None => self.lose(format!("no {len} bytes at {from:#x} to copy")),
             },
@@ -231,7 +231,7 @@ impl Driver {
         }
     }
 
-    fn readable(&self, from: u64, len: usize) -> Option<&[u8]> {
+    fn readable(&self, from: u64, len: usize) -> Option<Vec<u8>> {
         self.memory.allocated(from, len)?;
         Some(self.memory.read(from, len))
     }
@@ -257,6 +257,7 @@ impl Driver {
             shared_bytes: grid.shared_bytes,
             params: &grid.params,
             order,
+            workers: self.card.workers,
             checked: self.card.checked,
         };
         let report = launch.run(&mut self.memory);

@@ -54,13 +54,14 @@ fn pass_barrier(room: &mut Room, warps: &mut [Warp]) {
 /// Whose turn it is.
 pub(super) struct Turns {
     order: Order,
-    random: u64,
+    random: Random,
 }
 
 impl Turns {
-    pub(super) fn new(order: Order) -> Self {
-        let random = if let Order::Random(seed) = order { seed } else { 0 };
-        Self { order, random }
+    /// Those in the block `number`.
+    pub(super) fn new(order: Order, number: u32) -> Self {
+        let seed = if let Order::Random(seed) = order { seed } else { 0 };
+        Self { order, random: Random(seed ^ u64::from(number) << 32) }
     }
 
     fn choose(&mut self, running: &[usize]) -> Option<usize> {
@@ -68,38 +69,45 @@ impl Turns {
             Order::Forward => running.first().copied(),
             Order::Reverse => running.last().copied(),
             Order::Random(_) if running.is_empty() => None,
-            Order::Random(_) => Some(running[(self.draw() % running.len() as u64) as usize]),
+            Order::Random(_) => Some(running[self.random.below(running.len() as u64) as usize]),
         }
     }
 
     fn slice(&mut self) -> u64 {
         match self.order {
-            Order::Random(_) => 1 + self.draw() % SLICE,
+            Order::Random(_) => 1 + self.random.below(SLICE),
             _ => u64::MAX,
         }
     }
+}
 
-    /// The blocks of a grid in the order in which they run.
-    pub(super) fn blocks(&mut self, count: u32) -> Vec<u32> {
-        let mut blocks: Vec<u32> = (0..count).collect();
-        match self.order {
-            Order::Forward => (),
-            Order::Reverse => blocks.reverse(),
-            Order::Random(_) => {
+impl Order {
+    /// The blocks of a grid in the order in which they begin.
+    pub(super) fn blocks(self, grid: [u32; 3]) -> Vec<u32> {
+        let mut blocks: Vec<u32> = (0..grid.iter().product()).collect();
+        match self {
+            Self::Forward => (),
+            Self::Reverse => blocks.reverse(),
+            Self::Random(seed) => {
+                let mut random = Random(seed);
                 for i in (1..blocks.len()).rev() {
-                    blocks.swap(i, (self.draw() % (i as u64 + 1)) as usize);
+                    blocks.swap(i, random.below(i as u64 + 1) as usize);
                 }
             }
         }
         blocks
     }
+}
 
-    /// SplitMix64.
-    fn draw(&mut self) -> u64 {
-        self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.random;
+/// SplitMix64.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, end: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
         z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ z >> 31
+        (z ^ z >> 31) % end
     }
 }

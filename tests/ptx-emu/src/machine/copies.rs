@@ -102,7 +102,7 @@ impl Transfer {
             shadows.shared.set_in_flight(to, bytes, false);
         }
         let mut arriving = [0; 16];
-        copy(&mut arriving[..read], room.memory.bytes(from..from + read));
+        room.memory.get(from, &mut arriving[..read]);
         // The thread that waits is the one that writes.
         room.check_shared(Who { warp_epoch, ..who }, to..to + bytes, true);
         copy(&mut room.shared[to..to + bytes], &arriving[..bytes]);

@@ -1,5 +1,7 @@
 //! What a launch did, and what it could have done it with.
 
+use std::ops::AddAssign;
+
 /// Counts of a launch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Counters {
@@ -15,6 +17,17 @@ pub struct Counters {
     pub sectors: u64,
     /// Sectors if every byte of them had been wanted.
     pub sectors_at_best: u64,
+}
+
+impl AddAssign for Counters {
+    fn add_assign(&mut self, more: Self) {
+        self.instructions += more.instructions;
+        self.products += more.products;
+        self.shared_passes += more.shared_passes;
+        self.shared_passes_at_best += more.shared_passes_at_best;
+        self.sectors += more.sectors;
+        self.sectors_at_best += more.sectors_at_best;
+    }
 }
 
 impl Counters {

@@ -1,4 +1,6 @@
-//! A grid of blocks.
+//! A grid of blocks, on as many threads as are wanted.
+
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use super::block::{Turns, run};
 use super::check::{Finding, Kind};
@@ -37,6 +39,8 @@ pub struct Launch<'a> {
     pub params: &'a [u8],
     /// Of blocks and warps.
     pub order: Order,
+    /// Most threads that run blocks.
+    pub workers: usize,
     /// Whether races, fresh memory and copies in flight are looked for.
     pub checked: bool,
 }
@@ -61,18 +65,36 @@ impl Launch<'_> {
             let finding = Finding { kind: Kind::Launch, place, block: [0; 3], message };
             return Report { findings: vec![finding], ..Report::default() };
         }
-        let blocks = self.blocks.iter().product();
-        memory.begin_launch(blocks);
-        let mut turns = Turns::new(self.order);
-        let (mut findings, mut counters) = (Findings::new(), Counters::default());
-        let mut room = self.room(memory, &mut findings, &mut counters);
-        for number in turns.blocks(blocks) {
+        memory.begin_launch(self.blocks.iter().product());
+        let queue = Queue { blocks: self.order.blocks(self.blocks), next: AtomicUsize::new(0) };
+        let workers = self.workers.min(queue.blocks.len() / BLOCKS_OF_A_WORKER).max(1);
+        let memory = &*memory;
+        let (findings, counters) = std::thread::scope(|scope| {
+            let helpers: Vec<_> =
+                (1..workers).map(|_| scope.spawn(|| self.work(memory, &queue))).collect();
+            let (mut findings, mut counters) = self.work(memory, &queue);
+            for helper in helpers {
+                let (more_findings, more_counters) = helper.join().expect("it does not panic");
+                for (place, finding) in more_findings {
+                    findings.entry(place).or_insert(finding);
+                }
+                counters += more_counters;
+            }
+            (findings, counters)
+        });
+        Report { findings: findings.into_values().collect(), counters }
+    }
+
+    /// Runs blocks until none is left.
+    fn work(&self, memory: &DeviceMemory, queue: &Queue) -> (Findings, Counters) {
+        let mut room = self.room(memory);
+        while let Some(number) = queue.next() {
             room.enter(number);
-            if run(&mut room, &mut turns).is_err() {
-                break;
+            if run(&mut room, &mut Turns::new(self.order, number)).is_err() {
+                queue.stop();
             }
         }
-        Report { findings: findings.into_values().collect(), counters }
+        (room.findings, room.counters)
     }
 
     /// Why no device takes the launch.
@@ -90,19 +112,16 @@ impl Launch<'_> {
         (given != declared).then(|| format!("{given} bytes of arguments for {declared}"))
     }
 
-    fn room<'a>(
-        &'a self,
-        memory: &'a mut DeviceMemory,
-        findings: &'a mut Findings,
-        counters: &'a mut Counters,
-    ) -> Room<'a> {
+    fn room<'a>(&'a self, memory: &'a DeviceMemory) -> Room<'a> {
         let shared_bytes = self.kernel.shared_bytes.next_multiple_of(16) + self.shared_bytes;
         Room {
             module: self.module,
             kernel: self.kernel,
             params: self.params,
-            findings,
-            counters,
+            memory,
+            last: 0..0,
+            findings: Findings::new(),
+            counters: Counters::default(),
             place: Place { block: [0; 3], threads: self.threads, blocks: self.blocks },
             number: 0,
             shared: vec![0xff; shared_bytes],
@@ -112,7 +131,25 @@ impl Launch<'_> {
                 global: Shadow::new(memory.len()),
             }),
             epoch: 0,
-            memory,
         }
+    }
+}
+
+/// Blocks for which a thread is worth its start.
+const BLOCKS_OF_A_WORKER: usize = 4;
+
+/// The blocks that have not run.
+struct Queue {
+    blocks: Vec<u32>,
+    next: AtomicUsize,
+}
+
+impl Queue {
+    fn next(&self) -> Option<u32> {
+        self.blocks.get(self.next.fetch_add(1, Relaxed)).copied()
+    }
+
+    fn stop(&self) {
+        self.next.store(self.blocks.len(), Relaxed);
     }
 }

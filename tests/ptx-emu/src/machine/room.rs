@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use super::check::{Finding, Kind};
 use super::counters::Counters;
-use super::memory::{DeviceMemory, copy};
+use super::memory::{DeviceMemory, copy, start_of};
 use super::registers::Registers;
 use super::shadow::{Access, Shadow, Wrong};
 use crate::ptx::{Kernel, Module, Space};
@@ -50,9 +50,11 @@ pub(super) struct Room<'a> {
     pub module: &'a Module,
     pub kernel: &'a Kernel,
     pub params: &'a [u8],
-    pub memory: &'a mut DeviceMemory,
-    pub findings: &'a mut Findings,
-    pub counters: &'a mut Counters,
+    pub memory: &'a DeviceMemory,
+    /// The allocation that was asked for last: mostly it is the next one too.
+    pub last: Range<usize>,
+    pub findings: Findings,
+    pub counters: Counters,
     pub place: Place,
     /// Number of the block in its grid.
     pub number: u32,
@@ -124,7 +126,8 @@ impl Room<'_> {
             Space::Global | Space::Generic => {
                 let range = self.global_range(who, address, len)?;
                 self.check_global_read(who, range.clone());
-                self.memory.bytes(range)
+                self.memory.get(range.start, &mut bytes[..len]);
+                return Ok(bytes);
             }
         };
         copy(&mut bytes[..len], from);
@@ -147,7 +150,7 @@ impl Room<'_> {
         }
         let range = self.global_range(who, address, from.len())?;
         self.check_global_write(who, range.clone());
-        self.memory.put(range, from);
+        self.memory.put(range.start, from);
         Ok(())
     }
 
@@ -199,8 +202,17 @@ impl Room<'_> {
         (read, bytes): (usize, usize),
     ) -> Result<Range<usize>, Fault> {
         self.check_alignment(who, address, bytes)?;
-        let range = self.memory.allocated(address, read);
+        let range = start_of(address).and_then(|start| self.allocated(start..start + read));
         range.ok_or_else(|| self.misplaced(who, Kind::GlobalBounds, address, read))
+    }
+
+    #[inline]
+    fn allocated(&mut self, range: Range<usize>) -> Option<Range<usize>> {
+        let holds = |all: &Range<usize>| all.start <= range.start && range.end <= all.end;
+        if !holds(&self.last) {
+            self.last = self.memory.allocation(range.start).filter(holds)?;
+        }
+        Some(range)
     }
 
     /// An access is of a power of two of bytes, and at a multiple of that.
@@ -236,20 +248,21 @@ impl Room<'_> {
         if !self.memory.is_written(range.clone()) {
             self.find(who.pc, Kind::GlobalFresh, || format!("thread {}", who.thread));
         }
-        self.check_others(who, range, false);
+        let other = self.memory.other_writer(range.clone(), self.number);
+        self.check_others(who, range, other, false);
     }
 
     fn check_global_write(&mut self, who: Who, range: Range<usize>) {
         if self.shadows.is_none() {
             return;
         }
-        self.check_others(who, range.clone(), true);
-        self.memory.note_writer(range, self.number);
+        let other = self.memory.note_writer(range.clone(), self.number);
+        self.check_others(who, range, other, true);
     }
 
-    /// Other blocks, and other threads of this one.
-    fn check_others(&mut self, who: Who, range: Range<usize>, writes: bool) {
-        if let Some(other) = self.memory.other_writer(range.clone(), self.number) {
+    /// An access after that of another block, if there was one, and those of other threads of this one.
+    fn check_others(&mut self, who: Who, range: Range<usize>, other: Option<u32>, writes: bool) {
+        if let Some(other) = other {
             let message = move || format!("thread {}; block {other} wrote it", who.thread);
             self.find(who.pc, Kind::GlobalRace, message);
         }
