@@ -81,18 +81,41 @@ fn what_was_trained_on_a_gpu_is_evaluated_and_asked_there() {
     assert_eq!(on_gpu["tokens"], on_cpu["tokens"]);
 }
 
+/// A rank with which the run takes tens of mebibytes.
+const LARGE: [&str; 4] = ["--lora-r", "512", "--max-steps", "1"];
+
 #[test]
-fn a_card_that_is_too_small_is_out_of_memory_with_the_plan_beside_it() {
+fn a_run_fits_on_a_card_of_64_mib_and_one_of_8_is_out_of_memory_with_the_plan_beside_it() {
     let place = Place::new();
-    let small = [("PTX_EMU_MEMORY", "524288")];
-    let output = place.trained_on_gpu(&small, &[]);
+    let small = [("PTX_EMU_MEMORY", "8388608")];
+    let output = place.trained_on_gpu(&small, &LARGE);
     assert!(refusal(&output).contains("--memory-budget: "), "{}", stderr(&output));
     // A budget that the card does not have: the plan fits, the card does not.
-    let output = place.trained_on_gpu(&small, &["--memory-budget", "64MiB"]);
+    let hoped = [&LARGE[..], &["--memory-budget", "64MiB"]].concat();
+    let output = place.trained_on_gpu(&small, &hoped);
     assert!(refusal(&output).contains("cuda:0: out of memory: "), "{}", stderr(&output));
     assert!(stderr(&output).contains("memory plan"), "{}", stderr(&output));
     assert!(stderr(&output).contains("optimizer moments"), "{}", stderr(&output));
     assert_eq!(output.status.code(), Some(1));
+    let output = place.trained_on_gpu(&[], &LARGE);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let summary = metrics(&place.path("gpu").join("metrics.jsonl")).pop().unwrap();
+    assert!(summary["peak_memory_bytes"].as_u64().unwrap() > 8 << 20, "{summary}");
+}
+
+#[test]
+fn the_order_of_warps_blocks_and_streams_changes_no_bit() {
+    let place = Place::new();
+    let mut adapters = Vec::new();
+    for seed in ["1", "2", "3"] {
+        let short = ["--max-steps", "2", "--packing", "--lora-dropout", "0.1"];
+        let output = place.trained_on_gpu(&[("PTX_EMU_SEED", seed)], &short);
+        assert!(output.status.success(), "{}", stderr(&output));
+        let folder = place.path("gpu");
+        adapters.push(std::fs::read(folder.join("adapter_model.safetensors")).unwrap());
+        std::fs::remove_dir_all(folder).unwrap();
+    }
+    assert!(adapters.iter().all(|adapter| *adapter == adapters[0]));
 }
 
 #[test]
