@@ -5,12 +5,14 @@
 //! both through [`Mat`] and [`MatMut`]: address, element, rows, columns and the distance between
 //! rows, with the borrow of the buffer attached.
 
+use std::cell::UnsafeCell;
 use std::marker::PhantomData;
 use std::ops::Range;
 use std::sync::Arc;
 
 use bytemuck::Pod;
 
+use super::conveyor::Slot;
 use super::cuda::Region;
 use super::memory::Booking;
 
@@ -93,7 +95,46 @@ pub(super) enum Storage {
     Planned,
     /// Memory of a GPU.
     Cuda(Region),
+    /// Part of what passes by, which is there while its part is.
+    Passing {
+        /// Its place.
+        slot: Arc<Slot>,
+        /// Number of the part.
+        part: usize,
+        /// Where in the part.
+        at: usize,
+    },
 }
+
+/// Memory that several buffers take in turn.
+pub(super) enum Memory {
+    Host(Box<[UnsafeCell<Line>]>),
+    Cuda(Region),
+    Planned,
+}
+
+// SAFETY: only its address is given away.
+unsafe impl Sync for Memory {}
+
+impl Memory {
+    pub(super) fn host(bytes: usize) -> Self {
+        Self::Host((0..bytes.div_ceil(64)).map(|_| UnsafeCell::new(Line([0; 64]))).collect())
+    }
+
+    pub(super) fn address(&self) -> Address {
+        match self {
+            Self::Host(lines) => Address(lines.as_ptr().cast_mut().cast()),
+            Self::Cuda(region) => region.address(),
+            Self::Planned => Address::NULL,
+        }
+    }
+
+    pub(super) fn is_planned(&self) -> bool {
+        matches!(self, Self::Planned)
+    }
+}
+
+const READ_ONLY: &str = "memory that is not the buffer's own is read only";
 
 /// One cache line; the unit of host allocations.
 #[derive(Clone, Copy)]
@@ -111,13 +152,14 @@ impl Storage {
             Self::Shared(bytes) => Address((**bytes).as_ref().as_ptr().cast_mut()),
             Self::Planned => Address::NULL,
             Self::Cuda(region) => region.address(),
+            Self::Passing { slot, part, at } => slot.address(*part).offset(*at),
         }
     }
 
     pub(super) fn address_mut(&mut self) -> Address {
         match self {
             Self::Host(lines) => Address(lines.as_mut_ptr().cast()),
-            Self::Shared(_) => panic!("shared host memory is read only"),
+            Self::Shared(_) | Self::Passing { .. } => panic!("{READ_ONLY}"),
             Self::Planned => Address::NULL,
             Self::Cuda(region) => region.address(),
         }
@@ -161,6 +203,7 @@ impl<T: Pod> Buf<T> {
     pub(super) fn host(&self) -> Option<&[T]> {
         let bytes = match &self.storage {
             Storage::Planned | Storage::Cuda(_) => return None,
+            Storage::Passing { .. } => panic!("what passes by is used where it lies"),
             Storage::Shared(bytes) => (**bytes).as_ref(),
             Storage::Host(lines) => {
                 // SAFETY: a `Line` is 64 initialized bytes and the allocation holds `len` numbers.
@@ -176,7 +219,7 @@ impl<T: Pod> Buf<T> {
     pub(super) fn host_mut(&mut self) -> Option<&mut [T]> {
         match &mut self.storage {
             Storage::Planned | Storage::Cuda(_) => None,
-            Storage::Shared(_) => panic!("shared host memory is read only"),
+            Storage::Shared(_) | Storage::Passing { .. } => panic!("{READ_ONLY}"),
             Storage::Host(lines) => {
                 let address = lines.as_mut_ptr().cast();
                 // SAFETY: a `Line` is 64 initialized bytes, the allocation holds `len` numbers, and

@@ -12,6 +12,7 @@
 //! [`memory`], then any file of `ops`.
 
 pub mod buffer;
+pub mod conveyor;
 pub mod cpu;
 pub mod cuda;
 pub mod memory;
@@ -24,13 +25,14 @@ use bytemuck::Pod;
 
 pub use buffer::{Act, Address, Buf, Dtype, HostBytes, Mat, MatMut};
 pub use cpu::{Cpu, ScratchMemory, Simd};
+use cuda::Arrival;
 pub use cuda::Cuda;
 pub use memory::{Ledger, Report};
 pub use plan::Plan;
 pub use queue::{Grid, Queue, has_aligned_rows, narrow};
 
 use crate::error::Error;
-use buffer::Storage;
+use buffer::{Memory, Storage};
 use queue::Target;
 
 /// One operation with its parameters, as it is handed to a device.
@@ -242,6 +244,31 @@ impl Device {
             }
         }
         Ok(buf)
+    }
+
+    /// Memory that the ledger has booked under `label`.
+    fn take(&self, label: &'static str, bytes: usize) -> Result<Memory, Error> {
+        Ok(match &self.kind {
+            Kind::Cpu(_) => Memory::host(bytes),
+            Kind::Cuda(cuda) => Memory::Cuda(cuda.alloc(label, bytes)?),
+            Kind::Plan(_) => Memory::Planned,
+        })
+    }
+
+    /// The moment when all that is queued is done, where that is not now.
+    fn mark(&self) -> Result<Option<Arrival>, Error> {
+        match &self.kind {
+            Kind::Cuda(cuda) => cuda.mark().map(Some),
+            Kind::Cpu(_) | Kind::Plan(_) => Ok(None),
+        }
+    }
+
+    /// What is queued from now on waits for `arrival`, if there is one.
+    fn wait_for(&self, arrival: Option<Arrival>) -> Result<(), Error> {
+        match (&self.kind, arrival) {
+            (Kind::Cuda(cuda), Some(arrival)) => cuda.wait_for(&arrival),
+            _ => Ok(()),
+        }
     }
 
     /// Copies `from` to the start of `to`.

@@ -9,6 +9,7 @@
 //!
 //! `open.rs` finds the card and loads the kernels that are part of this program.
 
+mod feed;
 mod open;
 mod staging;
 
@@ -23,6 +24,7 @@ use cudarc::driver::{
     LaunchConfig, PushKernelArg,
 };
 
+pub use feed::{Arrival, Feed};
 pub use open::{Card, look};
 
 use super::cpu::SCRATCH;

@@ -16,11 +16,11 @@ const BYTES: usize = 4 << 20;
 /// Buffers on the way to the GPU: one is filled while another is read.
 const BUFFERS: usize = 2;
 
-/// The ring of buffers to the GPU, and the one from it.
-pub(super) struct Staging {
-    up: [Stage; BUFFERS],
+/// Buffers on the way to the GPU.
+pub(super) struct Ring {
+    stages: [Stage; BUFFERS],
+    /// The one to be filled next.
     next: usize,
-    down: PinnedHostSlice<u8>,
 }
 
 struct Stage {
@@ -30,12 +30,53 @@ struct Stage {
     copied: CudaEvent,
 }
 
+/// The ring of buffers to the GPU, and the one from it.
+pub(super) struct Staging {
+    up: Ring,
+    down: PinnedHostSlice<u8>,
+}
+
+fn pinned(context: &Arc<CudaContext>) -> Result<PinnedHostSlice<u8>, DriverError> {
+    // SAFETY: bytes are written before they are read: by the host on the way up, by the GPU down.
+    unsafe { context.alloc_pinned_with_flags::<u8>(BYTES, 0) }
+}
+
+impl Ring {
+    pub(super) fn new(context: &Arc<CudaContext>) -> Result<Self, DriverError> {
+        let stage = || Ok(Stage { bytes: pinned(context)?, copied: context.new_event(None)? });
+        Ok(Self { stages: [stage()?, stage()?], next: 0 })
+    }
+
+    /// The first `bytes` bytes of the next buffer, once its last copy is done.
+    pub(super) fn free(&mut self, bytes: usize) -> Result<&mut [u8], DriverError> {
+        let Stage { bytes: buffer, copied } = &mut self.stages[self.next];
+        copied.synchronize()?;
+        Ok(&mut buffer.as_mut_slice()?[..bytes])
+    }
+
+    /// Queues the copy of what was put into the buffer that [`free`](Self::free) gave.
+    ///
+    /// # Safety
+    /// `to` is valid for writes of as many bytes, and nothing else touches them meanwhile.
+    pub(super) unsafe fn send(
+        &mut self,
+        stream: &CudaStream,
+        bytes: usize,
+        to: Address,
+    ) -> Result<(), DriverError> {
+        let Stage { bytes: buffer, copied } = &mut self.stages[self.next];
+        self.next = (self.next + 1) % BUFFERS;
+        stream.context().bind_to_thread()?;
+        let from = &buffer.as_slice()?[..bytes];
+        // SAFETY: the caller vouches for `to`; the buffer is left alone until `copied` has come.
+        unsafe { result::memcpy_htod_async(to.number(), from, stream.cu_stream())? };
+        copied.record(stream)
+    }
+}
+
 impl Staging {
     pub(super) fn new(context: &Arc<CudaContext>) -> Result<Self, DriverError> {
-        // SAFETY: bytes are written before they are read: by the host here, by the GPU there.
-        let pinned = || unsafe { context.alloc_pinned_with_flags::<u8>(BYTES, 0) };
-        let stage = || Ok(Stage { bytes: pinned()?, copied: context.new_event(None)? });
-        Ok(Self { up: [stage()?, stage()?], next: 0, down: pinned()? })
+        Ok(Self { up: Ring::new(context)?, down: pinned(context)? })
     }
 
     /// Queues the copy of `from` on `stream`, after which `from` may change.
@@ -49,15 +90,9 @@ impl Staging {
         to: Address,
     ) -> Result<(), DriverError> {
         for (number, piece) in from.chunks(BYTES).enumerate() {
-            let Stage { bytes, copied } = &mut self.up[self.next];
-            self.next = (self.next + 1) % BUFFERS;
-            copied.synchronize()?;
-            let bytes = &mut bytes.as_mut_slice()?[..piece.len()];
-            bytes.copy_from_slice(piece);
-            let to = to.offset(number * BYTES).number();
-            // SAFETY: the caller vouches for `to`; the buffer is left alone until `copied` has come.
-            unsafe { result::memcpy_htod_async(to, bytes, stream.cu_stream())? };
-            copied.record(stream)?;
+            self.up.free(piece.len())?.copy_from_slice(piece);
+            // SAFETY: passed on from the caller.
+            unsafe { self.up.send(stream, piece.len(), to.offset(number * BYTES))? };
         }
         Ok(())
     }
