@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use common::{NF4, Open, cpu, examples, fixture, json, limits_of, micro_batch};
 use qlora_train::device::Dtype;
+use qlora_train::model::load::Residence;
 use qlora_train::model::workspace::{Keep, Purpose};
 use qlora_train::ops::dropout::Draw;
 use qlora_train::optim::adamw::{Moments, Settings};
@@ -67,6 +68,7 @@ fn calls_of_steps(family: &str, keep: Keep, moments: Moments, threads: usize) ->
         adapter: Some(&folder.join("adapter")),
         quantization: NF4,
         device: cpu(threads, Dtype::Bf16),
+        residence: Residence::Resident,
         limits: limits_of(&micro_batch(&examples)),
         purpose: Purpose::Training(keep),
     };
@@ -76,7 +78,7 @@ fn calls_of_steps(family: &str, keep: Keep, moments: Moments, threads: usize) ->
     assert!(CALLS.load(Relaxed) > 0, "loading a model allocates");
     let calls_of_step = |step| {
         let before = CALLS.load(Relaxed);
-        session.gradient(&window, Draw { seed: 0, stream: 0 });
+        session.gradient(&window, Draw { seed: 0, stream: 0 }).unwrap();
         optimizer.step(&device, &mut session.params, 1e-3, step).unwrap();
         CALLS.load(Relaxed) - before
     };

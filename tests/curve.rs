@@ -11,7 +11,7 @@ use qlora_train::data::TrainOn;
 use qlora_train::data::{Batching, Order, Packing};
 use qlora_train::data::{Dataset, Policy};
 use qlora_train::device::{Device, Dtype};
-use qlora_train::model::load::Quantization;
+use qlora_train::model::load::{Quantization, Residence};
 use qlora_train::ops::dropout::Draw;
 use qlora_train::optim::adamw::{Moments, Settings};
 use qlora_train::optim::schedule::{Schedule, Shape};
@@ -64,6 +64,7 @@ fn curve(
         adapter: Some(&folder.join(case["adapter"].as_str().unwrap())),
         quantization,
         device: device.clone(),
+        residence: Residence::Resident,
         limits: steps.limits(),
         purpose: TRAINING,
     }
@@ -84,7 +85,8 @@ fn curve(
     };
     let (mut losses, mut norms) = (Vec::new(), Vec::new());
     for step in 1..=how.steps {
-        losses.push(session.gradient(&steps.window(step), Draw { seed: 0, stream: 0 }).loss);
+        losses
+            .push(session.gradient(&steps.window(step), Draw { seed: 0, stream: 0 }).unwrap().loss);
         let rate = schedule.rate(step);
         norms.push(optimizer.step(device, &mut session.params, rate, step).unwrap());
     }

@@ -14,7 +14,7 @@ use qlora_train::data::MicroBatch;
 use qlora_train::device::{Device, Dtype, Hardware};
 use qlora_train::methods::lora;
 use qlora_train::model::config::Config;
-use qlora_train::model::load::{Quantization, load};
+use qlora_train::model::load::{Quantization, Residence, load};
 use qlora_train::model::workspace::{Keep, Purpose};
 use qlora_train::ops::dropout::Draw;
 use qlora_train::tolerance::{self, max_error, scaled_error};
@@ -68,6 +68,7 @@ impl Case {
             adapter: Some(&folder.join("adapter")),
             quantization,
             device: device.clone(),
+            residence: Residence::Resident,
             limits: limits_of(&all),
             purpose: TRAINING,
         };
@@ -86,7 +87,8 @@ impl Case {
     fn logits(&mut self, row: usize, first: usize) -> (Vec<f32>, Vec<f32>) {
         let micro = &self.rows[row];
         let count = micro.tokens.len();
-        let ours = (first..count).flat_map(|token| self.session.logits(micro, token)).collect();
+        let ours =
+            (first..count).flat_map(|token| self.session.logits(micro, token).unwrap()).collect();
         let exact = tensor(&self.numbers, &format!("{}.logits.{row}", self.base));
         (ours, exact[exact.len() / count * first..].to_vec())
     }
@@ -96,8 +98,10 @@ impl Case {
     }
 
     fn gradients(&mut self) -> (f64, Vec<Gradient>) {
-        let step =
-            self.session.gradient(std::slice::from_ref(&self.all), Draw { seed: 0, stream: 0 });
+        let step = self
+            .session
+            .gradient(std::slice::from_ref(&self.all), Draw { seed: 0, stream: 0 })
+            .unwrap();
         let params = &self.session.params;
         let mut grads = vec![0.0; params.index().len()];
         self.session.device.download(&params.grads, &mut grads);
@@ -181,11 +185,12 @@ fn recomputing_a_block_gives_the_same_bits_as_keeping_it() {
                 adapter: Some(&folder.join("adapter")),
                 quantization: NF4,
                 device: cpu(threads, Dtype::Bf16),
+                residence: Residence::Resident,
                 limits: limits_of(&all),
                 purpose: Purpose::Training(keep),
             };
             let mut session = open.session();
-            session.gradient(std::slice::from_ref(&all), Draw { seed: 0, stream: 0 });
+            session.gradient(std::slice::from_ref(&all), Draw { seed: 0, stream: 0 }).unwrap();
             let mut grads = vec![0.0f32; session.params.index().len()];
             session.device.download(&session.params.grads, &mut grads);
             grads.iter().map(|g| g.to_bits()).collect::<Vec<_>>()
@@ -223,11 +228,12 @@ fn blocks_that_share_memory_have_room_for_the_largest_update_of_any() {
             adapter: Some(adapter),
             quantization: Quantization::None,
             device: cpu(2, Dtype::F32),
+            residence: Residence::Resident,
             limits: limits_of(&all),
             purpose,
         };
         let (mut session, rows) = (open.session(), std::slice::from_ref(&all));
-        session.gradient(rows, Draw { seed: 0, stream: 0 }).loss
+        session.gradient(rows, Draw { seed: 0, stream: 0 }).unwrap().loss
     };
     let expected = loss(even.path(), TRAINING);
     for keep in [Keep::EVERYTHING, Keep::INPUTS] {
@@ -264,7 +270,8 @@ fn an_adapter_of_some_layers_is_written_on_for_these_layers_only() {
     let named = |adapter: &Adapter| {
         let config = Config::read(&folder.join("config.json")).unwrap();
         let device = Device::plan(Hardware::Cpu { threads: 1 }, Dtype::F32, u64::MAX);
-        let mut decoder = load(&device, config, None, Quantization::None).unwrap();
+        let mut decoder =
+            load(&device, config, None, Quantization::None, Residence::Resident).unwrap();
         lora::attach_adapter(&mut decoder, adapter, &folder, 0.0).unwrap().config.target_modules
     };
     let parts = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"];
@@ -306,6 +313,7 @@ fn greedy_tokens_are_those_of_float64() {
                 adapter: None,
                 quantization,
                 device: cpu(1, Dtype::F32),
+                residence: Residence::Resident,
                 limits,
                 purpose: Purpose::Generation { capacity },
             }
@@ -316,7 +324,7 @@ fn greedy_tokens_are_those_of_float64() {
 }
 
 fn greedy(session: &mut Session, prompt: &[u32], count: usize) -> Vec<u32> {
-    let mut logits = session.extend(prompt, 0);
+    let mut logits = session.extend(prompt, 0).unwrap();
     let mut tokens = Vec::new();
     loop {
         let best = (0..logits.len()).max_by(|a, b| logits[*a].total_cmp(&logits[*b])).unwrap();
@@ -324,6 +332,6 @@ fn greedy(session: &mut Session, prompt: &[u32], count: usize) -> Vec<u32> {
         if tokens.len() == count {
             return tokens;
         }
-        logits = session.extend(&[best as u32], prompt.len() + tokens.len() - 1);
+        logits = session.extend(&[best as u32], prompt.len() + tokens.len() - 1).unwrap();
     }
 }

@@ -231,7 +231,7 @@ fn step(
     window: &[MicroBatch],
     number: u64,
 ) -> Result<(), Error> {
-    session.gradient(window, Draw { seed: 42, stream: 0 });
+    session.gradient(window, Draw { seed: 42, stream: 0 }).unwrap();
     let device = session.device.clone();
     optimizer.step(&device, &mut session.params, 2e-4, number)?;
     Ok(())

@@ -97,7 +97,7 @@ impl fmt::Display for DType {
 /// One mapped safetensors file whose header has been checked.
 #[derive(Debug)]
 pub struct TensorFile {
-    path: PathBuf,
+    path: Arc<Path>,
     map: Arc<Mmap>,
     entries: BTreeMap<String, Entry>,
 }
@@ -126,12 +126,17 @@ impl TensorFile {
         // The crate has the last word, so that nothing is read here that other programs refuse.
         SafeTensors::read_metadata(&map)
             .map_err(|error| Error::input(&path, format!("{error}: download it again")))?;
-        Ok(Self { path, map: Arc::new(map), entries })
+        Ok(Self { path: path.into(), map: Arc::new(map), entries })
     }
 
     /// The path given to [`open`](Self::open).
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Bytes of the file.
+    pub fn bytes(&self) -> u64 {
+        self.map.len() as u64
     }
 
     /// The names, sorted.
@@ -202,6 +207,7 @@ impl<'a> Tensor<'a> {
     /// The bytes as an owned range that keeps the file mapped.
     pub fn mapped(&self) -> MappedBytes {
         MappedBytes {
+            path: Arc::clone(&self.file.path),
             map: Arc::clone(&self.file.map),
             range: self.offset..self.offset + self.data.len(),
         }
@@ -317,11 +323,22 @@ fn f16_to_f32(bytes: &[u8], out: &mut [f32]) {
 /// Bytes of a mapped file; keeps the file mapped as long as it lives. Cheap to clone.
 #[derive(Clone)]
 pub struct MappedBytes {
+    path: Arc<Path>,
     map: Arc<Mmap>,
     range: Range<usize>,
 }
 
 impl MappedBytes {
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Where in the file they begin.
+    pub fn offset(&self) -> u64 {
+        self.range.start as u64
+    }
+
     /// A part of these bytes. Panics if `part` reaches outside.
     pub fn slice(&self, part: Range<usize>) -> Self {
         assert!(
@@ -330,6 +347,7 @@ impl MappedBytes {
             self.len()
         );
         Self {
+            path: Arc::clone(&self.path),
             map: Arc::clone(&self.map),
             range: self.range.start + part.start..self.range.start + part.end,
         }

@@ -66,8 +66,9 @@ pub fn run(args: &EvalArgs) -> anyhow::Result<()> {
     let adapters = args.adapter.iter().map(|folder| read(folder)).collect::<Result<Vec<_>, _>>()?;
     let (data, seq_len) = load_data(args, &opened)?;
     let device = machine.open()?;
-    let quantization = args.base.quantization();
-    let mut decoder = load(&device, opened.config.clone(), Some(&opened.weights), quantization)?;
+    let (config, weights) = (opened.config.clone(), Some(&opened.weights));
+    let residence = opened.residence(args.device.weights, machine.budget);
+    let mut decoder = load(&device, config, weights, args.base.quantization(), residence)?;
     let mut results = Vec::new();
     if adapters.is_empty() {
         let (result, _) = evaluate_one(&device, decoder, None, &data, seq_len)?;

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 use qlora_train::data::TrainOn;
 use qlora_train::device::Dtype;
-use qlora_train::model::load::{Quantization, ScaleForm};
+use qlora_train::model::load::{Quantization, Residence, ScaleForm};
 use qlora_train::optim::adamw::Moments;
 use qlora_train::optim::schedule::Shape;
 use qlora_train::quant::Kind;
@@ -70,9 +70,30 @@ pub struct DeviceFlags {
     /// Element of activations; f32 on the CPU only
     #[arg(long, value_enum, default_value_t = DtypeName::Bf16, value_name = "NAME")]
     pub dtype: DtypeName,
+    /// Where the weights of the layers are: read when their turn comes, or all on the device [default:
+    /// what the memory allows]
+    #[arg(long, value_enum, value_name = "WHERE")]
+    pub weights: Option<WeightsName>,
     /// Memory that may be used, such as 24GiB [default: what the device has]
     #[arg(long, value_parser = bytes, value_name = "SIZE")]
     pub memory_budget: Option<Bytes>,
+}
+
+/// Values of `--weights`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum WeightsName {
+    Resident,
+    Streamed,
+}
+
+impl WeightsName {
+    /// As the loader wants it.
+    pub fn residence(self) -> Residence {
+        match self {
+            Self::Resident => Residence::Resident,
+            Self::Streamed => Residence::Streamed,
+        }
+    }
 }
 
 /// Values of `--dtype`.

@@ -193,8 +193,9 @@ fn load_session(
         args.adapter.as_deref().map(|folder| Ok::<_, Error>((Adapter::read(folder)?, folder)));
     let adapter = adapter.transpose()?;
     let device = machine.open()?;
-    let quantization = args.base.quantization();
-    let mut decoder = load(&device, opened.config.clone(), Some(&opened.weights), quantization)?;
+    let (config, weights) = (opened.config.clone(), Some(&opened.weights));
+    let residence = opened.residence(args.device.weights, machine.budget);
+    let mut decoder = load(&device, config, weights, args.base.quantization(), residence)?;
     let index = match &adapter {
         None => Index::default(),
         Some((adapter, folder)) => {

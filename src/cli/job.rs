@@ -16,7 +16,7 @@ use qlora_train::optim::schedule::Schedule;
 use qlora_train::train::plan::{self, Method, Plan};
 use qlora_train::train::steps::Length;
 
-use super::flags::{BatchFlags, MethodFlags, OptimizerFlags, TrainFlags};
+use super::flags::{BatchFlags, MethodFlags, OptimizerFlags, TrainFlags, WeightsName};
 use super::machine::Machine;
 use super::output;
 
@@ -209,7 +209,7 @@ pub fn plan(
     config: &Config,
     weights: Option<&Weights>,
     source: &Source,
-    limits: Limits,
+    (limits, window): (Limits, usize),
     machine: &Machine,
 ) -> Result<Plan, Error> {
     let job = plan::Job {
@@ -217,7 +217,9 @@ pub fn plan(
         weights,
         quantization: flags.base.quantization(),
         method: &source.method(),
+        residence: flags.device.weights.map(WeightsName::residence),
         limits,
+        window,
         moments: flags.optimizer.optimizer.moments(),
         hardware: machine.hardware,
         dtype: machine.dtype,

@@ -20,7 +20,8 @@ use qlora_train::device::{Device, Dtype, Hardware};
 use qlora_train::error::{Error, Place};
 use qlora_train::json;
 use qlora_train::methods::lora;
-use qlora_train::model::load::{NestedScales, Quantization, ScaleForm, encode, load, tables};
+use qlora_train::model::load::{Quantization, Residence, ScaleForm, load, tables};
+use qlora_train::model::quantize::{NestedScales, encode};
 use qlora_train::quant::{self, Kind};
 use rayon::prelude::*;
 use serde_json::{Map, Value};
@@ -97,7 +98,8 @@ fn shapes(
 ) -> Result<BTreeMap<String, [usize; 2]>, Error> {
     let device = Device::plan(Hardware::Cpu { threads: 1 }, Dtype::Bf16, u64::MAX);
     let config = opened.config.clone();
-    let mut decoder = load(&device, config, Some(&opened.weights), Quantization::None)?;
+    let mut decoder =
+        load(&device, config, Some(&opened.weights), Quantization::None, Residence::Resident)?;
     lora::attach_adapter(&mut decoder, adapter, folder, 0.0)?;
     let linears = decoder.layers.iter().flat_map(|block| block.linears());
     let named = |linear: &qlora_train::model::linear::Linear| {

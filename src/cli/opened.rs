@@ -4,12 +4,16 @@ use std::path::Path;
 
 use qlora_train::checkpoint::bitsandbytes;
 use qlora_train::checkpoint::location::ModelFiles;
+use qlora_train::checkpoint::tensors::TensorFile;
 use qlora_train::checkpoint::weights::Weights;
 use qlora_train::data::Moment;
 use qlora_train::data::Tokenizer;
 use qlora_train::data::TokenizerFiles;
 use qlora_train::error::{Error, Place};
 use qlora_train::model::config::Config;
+use qlora_train::model::load::Residence;
+
+use super::flags::WeightsName;
 
 /// A model whose header and configuration have been read; no number of it has.
 pub struct Opened {
@@ -69,6 +73,17 @@ impl Opened {
     /// Whether linear weights are in four bits already.
     pub fn is_four_bit(&self) -> bool {
         self.weights.names().any(|name| name.contains(".quant_state.bitsandbytes__"))
+    }
+
+    /// Where the weights of the layers are in a pass with `budget` bytes, unless `wanted` says it: in
+    /// files if those are in four bits and do not fit.
+    pub fn residence(&self, wanted: Option<WeightsName>, budget: u64) -> Residence {
+        let bytes: u64 = self.weights.files().iter().map(TensorFile::bytes).sum();
+        match wanted {
+            Some(wanted) => wanted.residence(),
+            None if self.is_four_bit() && bytes > budget => Residence::Streamed,
+            None => Residence::Resident,
+        }
     }
 
     /// Tokens of the longest sequence that training takes if nothing is said.

@@ -78,7 +78,8 @@ pub fn run(args: &PlanArgs) -> anyhow::Result<()> {
         false => of_data(args, &known, seq_len)?,
     };
     let (config, weights) = (known.config(), known.weights());
-    let plan = job::plan(&args.flags, config, weights, &source, limits, &machine)?;
+    let window = args.flags.batch.grad_accum;
+    let plan = job::plan(&args.flags, config, weights, &source, (limits, window), &machine)?;
     match args.json {
         true => output::json(&as_json(args, &machine, &plan, limits, seq_len)),
         false => output::result(table::plan(&plan)),
@@ -141,6 +142,8 @@ fn as_json(
         "choices": {
             "keep": table::choice(plan),
             "kept_layers": plan.keep.blocks.min(plan.layers),
+            "weights": table::residence(plan),
+            "lanes": plan.keep.lanes,
             "device": machine.name(),
             "quantization": spelled(flags.base.quantization),
             "optimizer": spelled(flags.optimizer.optimizer),

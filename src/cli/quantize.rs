@@ -17,7 +17,8 @@ use qlora_train::checkpoint::writer::{Align, TensorSpec, TensorWriter};
 use qlora_train::device::{Device, Dtype, Hardware};
 use qlora_train::error::{Error, Place};
 use qlora_train::json;
-use qlora_train::model::load::{NestedScales, Quantization, ScaleForm, encode, load, tables};
+use qlora_train::model::load::{Quantization, Residence, ScaleForm, load, tables};
+use qlora_train::model::quantize::{NestedScales, encode};
 use qlora_train::quant::Kind;
 use serde_json::Value;
 
@@ -83,7 +84,8 @@ pub fn run(args: &QuantizeArgs) -> anyhow::Result<()> {
 fn linears(opened: &Opened) -> Result<BTreeMap<String, [usize; 2]>, Error> {
     let device = Device::plan(Hardware::Cpu { threads: 1 }, Dtype::Bf16, u64::MAX);
     let config = opened.config.clone();
-    let decoder = load(&device, config, Some(&opened.weights), Quantization::None)?;
+    let decoder =
+        load(&device, config, Some(&opened.weights), Quantization::None, Residence::Resident)?;
     let linears = decoder.layers.iter().flat_map(|block| block.linears());
     let named = |linear: &qlora_train::model::linear::Linear| {
         (format!("{}.weight", linear.name), [linear.weight.rows, linear.weight.cols])

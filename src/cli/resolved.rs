@@ -26,7 +26,7 @@ pub struct Resolved<'a> {
 }
 
 /// Settings that no number of the run depends on, or that its data and steps stand for.
-const WITHOUT_EFFECT: [&str; 13] = [
+const WITHOUT_EFFECT: [&str; 14] = [
     "data",
     "date",
     "device",
@@ -40,6 +40,7 @@ const WITHOUT_EFFECT: [&str; 13] = [
     "output_dir",
     "save_steps",
     "threads",
+    "weights",
 ];
 
 /// The file's text.
@@ -146,6 +147,9 @@ fn add_rest(table: &mut Table, flags: &TrainFlags) {
     }
     if !output.eval_data.is_empty() {
         set("eval_data", paths(&output.eval_data));
+    }
+    if let Some(weights) = device.weights {
+        set("weights", spelled(weights).into());
     }
     if let Some(budget) = device.memory_budget {
         set("memory_budget", budget.to_string().into());

@@ -4,6 +4,7 @@ use std::fmt::Write;
 
 use qlora_train::device::Report;
 
+use qlora_train::model::load::Residence;
 use qlora_train::train::plan::Plan;
 use serde_json::{Map, Value, json};
 
@@ -36,9 +37,18 @@ pub fn duration(seconds: f64) -> String {
     }
 }
 
+/// Where a plan has the weights of the layers, in a word.
+pub fn residence(plan: &Plan) -> &'static str {
+    match plan.residence {
+        Residence::Resident => "resident",
+        Residence::Streamed => "streamed",
+    }
+}
+
 /// What a plan chose to keep, in a word.
 pub fn choice(plan: &Plan) -> &'static str {
     match plan.keep.blocks {
+        _ if plan.keep.lanes > 1 => "inputs",
         blocks if blocks >= plan.layers => "everything",
         1 => "inputs",
         _ => "some",
@@ -61,8 +71,19 @@ pub fn plan(plan: &Plan) -> String {
             "{kept} of {layers} layers keep everything for the way back, the others compute it again"
         ),
     };
+    let streamed = match (plan.residence, plan.keep.lanes) {
+        (Residence::Resident, _) => String::new(),
+        (Residence::Streamed, 1) => "; weights are read for every micro-batch".to_owned(),
+        (Residence::Streamed, lanes) => {
+            format!("; weights are read once there and once back for {lanes} micro-batches")
+        }
+    };
     let verdict = if plan.fits() { "fits" } else { "DOES NOT FIT" };
-    let _ = write!(text, "  {:<22} {total:>12}  of {budget} allowed: {verdict}; {kept}", "total");
+    let _ = write!(
+        text,
+        "  {:<22} {total:>12}  of {budget} allowed: {verdict}; {kept}{streamed}",
+        "total"
+    );
     text
 }
 

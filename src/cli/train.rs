@@ -73,7 +73,7 @@ pub fn run(args: &TrainArgs) -> anyhow::Result<()> {
     let steps = Steps::new(&corpus.train.examples, batching, flags.batch.length());
     let limits = corpus.limits(&steps);
     let (config, weights) = (&opened.config, Some(&opened.weights));
-    let plan = job::plan(flags, config, weights, &source, limits, &machine)?;
+    let plan = job::plan(flags, config, weights, &source, (limits, steps.window_size()), &machine)?;
     tell_plan(&plan)?;
     signals::check(&stop)?;
     let task = Task { args, machine, opened, source, corpus: &corpus, limits, plan };
@@ -150,7 +150,8 @@ impl Task<'_> {
         }
         let device = self.machine.open()?;
         let (config, weights) = (opened.config.clone(), Some(&opened.weights));
-        let mut decoder = load(&device, config, weights, flags.base.quantization())?;
+        let mut decoder =
+            load(&device, config, weights, flags.base.quantization(), self.plan.residence)?;
         let Attached { index, config } = self.source.method().attach(&mut decoder)?;
         let scratch = self.plan.report.labels.get(SCRATCH).map_or(0, |usage| usage.peak);
         device.reserve_scratch(scratch as usize)?;

@@ -253,7 +253,8 @@ pub struct Act {
 }
 
 impl Act {
-    pub(super) fn new(bytes: Buf<u8>, dtype: Dtype) -> Self {
+    /// The bytes of elements of `dtype`.
+    pub fn of(bytes: Buf<u8>, dtype: Dtype) -> Self {
         Self { bytes, dtype }
     }
 

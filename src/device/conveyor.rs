@@ -165,6 +165,9 @@ impl Layout {
             let memory = device.take(self.label, largest)?;
             assert!(slot.memory.set(memory).is_ok(), "a layout is finished once");
         }
+        let sources = self.parts.iter().flat_map(|part| &part.pieces).map(|piece| &piece.source);
+        let mut origins: Vec<_> = sources.map(|source| source.origin.clone()).collect();
+        origins.dedup_by(|a, b| Arc::ptr_eq(a, b));
         let parts = Arc::new(self.parts);
         let reader = match &device.kind {
             Kind::Plan(_) => None,
@@ -176,7 +179,7 @@ impl Layout {
         };
         let (states, slots) = ([State::Empty; SLOTS], self.slots);
         let (device, traffic) = (device.clone(), Traffic::default());
-        Ok(Conveyor { device, slots, states, parts, reader, traffic, _booking: booking })
+        Ok(Conveyor { device, slots, states, parts, origins, reader, traffic, _booking: booking })
     }
 }
 
@@ -203,6 +206,7 @@ pub struct Conveyor {
     slots: [Arc<Slot>; SLOTS],
     states: [State; SLOTS],
     parts: Arc<Vec<Part>>,
+    origins: Vec<Arc<Origin>>,
     /// Absent on a plan.
     reader: Option<Reader>,
     traffic: Traffic,
@@ -225,6 +229,14 @@ impl Conveyor {
             }
             None => Ok(()),
         }
+    }
+
+    /// Refuses files that are no longer what they were.
+    ///
+    /// # Errors
+    /// The first of them.
+    pub fn check_files(&self) -> Result<(), Error> {
+        self.origins.iter().try_for_each(|origin| origin.check_unchanged())
     }
 
     /// What has passed so far.
@@ -301,7 +313,11 @@ struct Reader {
 }
 
 impl Reader {
-    fn start(parts: Arc<Vec<Part>>, slots: [Arc<Slot>; SLOTS], mut way: Way) -> Result<Self, Error> {
+    fn start(
+        parts: Arc<Vec<Part>>,
+        slots: [Arc<Slot>; SLOTS],
+        mut way: Way,
+    ) -> Result<Self, Error> {
         let (commands, work) = sync_channel::<Command>(SLOTS);
         let (told, answers) = sync_channel(SLOTS);
         let read = move || {

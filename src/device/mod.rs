@@ -192,7 +192,7 @@ impl Device {
     /// # Errors
     /// [`Error::OutOfMemory`].
     pub fn alloc_dense(&self, label: &'static str, len: usize, dtype: Dtype) -> Result<Act, Error> {
-        Ok(Act::new(self.alloc(label, len * dtype.size())?, dtype))
+        Ok(Act::of(self.alloc(label, len * dtype.size())?, dtype))
     }
 
     /// A buffer with the content of `bytes`, used in place where the device shares the host's
@@ -215,7 +215,7 @@ impl Device {
         bytes: HostBytes,
         dtype: Dtype,
     ) -> Result<Act, Error> {
-        Ok(Act::new(self.adopt_aligned(label, bytes, dtype.size())?, dtype))
+        Ok(Act::of(self.adopt_aligned(label, bytes, dtype.size())?, dtype))
     }
 
     fn adopt_aligned<T: Pod>(

@@ -1,10 +1,18 @@
 //! The decoder: embedding, blocks, head; one pass forward, one backward.
 //!
+//! A pass goes block by block, and in each block lane by lane: see `workspace`. Where the weights of
+//! blocks do not stay on the device, a block is visited before it is used, and the one that comes next
+//! is brought meanwhile.
+//!
 //! The head is computed where a label stands and nowhere else, in chunks of rows: logits of a chunk
 //! become losses, their own gradients (in place), and the gradient at the last block's output,
 //! before the next chunk is touched. There is never an N × V buffer.
 
+use std::sync::{Mutex, PoisonError};
+
+use crate::device::conveyor::{Conveyor, Traffic};
 use crate::device::{Act, Device};
+use crate::error::Error;
 use crate::ops::cross_entropy::{self, Gradient, cross_entropy};
 use crate::ops::dropout::Draw;
 use crate::ops::embedding;
@@ -16,9 +24,9 @@ use crate::params::Params;
 use super::block::{Block, Reach};
 use super::config::Config;
 use super::linear::{Context, Dropout};
-use super::tokens::Batch;
+use super::tokens::{Batch, Tokens};
 use super::weight::Weight;
-use super::workspace::{HeadRoom, Workspace};
+use super::workspace::{HeadRoom, Lane, Workspace};
 use crate::device::Buf;
 
 /// A decoder with its frozen weights, and the places where trainables are attached.
@@ -33,6 +41,8 @@ pub struct Decoder {
     pub norm: Buf<f32>,
     /// The head [V, C], where it is not tied.
     pub head: Option<Weight>,
+    /// What brings the weights of the blocks, where they do not stay.
+    pub conveyor: Option<Mutex<Conveyor>>,
 }
 
 impl Decoder {
@@ -56,55 +66,99 @@ impl Decoder {
         Norm { weight: &self.norm, eps: self.config.eps, center: self.config.center }
     }
 
-    /// Runs `batch` through all blocks; the workspace then holds the last one's output.
+    /// What was read of weights that do not stay.
+    pub fn traffic(&self) -> Option<Traffic> {
+        let conveyor = self.conveyor.as_ref()?;
+        Some(conveyor.lock().unwrap_or_else(PoisonError::into_inner).traffic())
+    }
+
+    /// Makes block `i` usable; block `next` will be used after it.
+    fn visit(&self, i: usize, next: Option<usize>) -> Result<(), Error> {
+        match &self.conveyor {
+            None => Ok(()),
+            Some(conveyor) => {
+                conveyor.lock().unwrap_or_else(PoisonError::into_inner).visit(i, next)
+            }
+        }
+    }
+
+    /// Puts the embedded tokens of `batch` at the beginning of lane `lane`.
+    ///
+    /// # Errors
+    /// A file of weights that is no longer what it was.
+    pub fn enter(
+        &self,
+        device: &Device,
+        w: &mut Workspace,
+        lane: usize,
+        batch: &Batch,
+    ) -> Result<(), Error> {
+        if let Some(conveyor) = &self.conveyor {
+            // Embeddings may be used from a map, which must not end before the file does.
+            conveyor.lock().unwrap_or_else(PoisonError::into_inner).check_files()?;
+        }
+        let Lane { tokens, inputs, .. } = &mut w.lanes[lane];
+        tokens.upload(device, &self.config, batch);
+        let (n, hidden) = (tokens.count, self.config.hidden);
+        let table = self.embedding.table().expect("embeddings are dense");
+        let table = table.view(self.config.vocab, hidden);
+        let scale = self.config.embedding_scale(device.dtype());
+        embedding::lookup(device, table, &tokens.ids, scale, inputs[0].view_mut(n, hidden));
+        Ok(())
+    }
+
+    /// Runs what [`entered`](Self::enter) the first lanes, one for each of `draws`, through all blocks;
+    /// the lanes then hold the last one's output.
+    ///
+    /// # Errors
+    /// Weights that cannot be read.
     pub fn forward(
         &self,
         device: &Device,
         params: &mut Params,
         w: &mut Workspace,
-        batch: &Batch,
-        draw: Option<Draw>,
-    ) {
-        w.tokens.upload(device, &self.config, batch);
-        let (n, hidden) = (w.tokens.count, self.config.hidden);
-        let table = self.embedding.table().expect("embeddings are dense");
-        let table = table.view(self.config.vocab, hidden);
-        let scale = self.config.embedding_scale(device.dtype());
-        embedding::lookup(device, table, &w.tokens.ids, scale, w.inputs[0].view_mut(n, hidden));
-        let first_kept = self.layers.len() - w.saved.len();
+        draws: &[Option<Draw>],
+    ) -> Result<(), Error> {
+        let (layers, hidden) = (self.layers.len(), self.config.hidden);
+        let first_saved = layers - w.saved.len();
         for (i, block) in self.layers.iter().enumerate() {
-            let (from, to) = w.around(i);
-            let (below, above) = w.inputs.split_at_mut(from.max(to));
-            let (x, y) = match from < to {
-                true => (&below[from], &mut above[0]),
-                false => (&above[0], &mut below[to]),
-            };
-            let saved = i.saturating_sub(first_kept);
-            let mut cx = Context {
-                device,
-                tokens: &w.tokens,
-                params,
-                dxa: &mut w.dxa,
-                dropout: dropout(draw, w.training.as_mut().and_then(|t| t.dropped.as_mut())),
-            };
-            let (x, y) = (x.view(n, hidden), Some(y.view_mut(n, hidden)));
-            block.forward(&mut cx, x, &mut w.saved[saved], &mut w.h, w.caches.get_mut(i), y);
+            self.visit(i, Some(i + 1).filter(|next| *next < layers))?;
+            for (lane, draw) in w.lanes.iter_mut().zip(draws) {
+                let (from, to) = lane.around(i);
+                let (below, above) = lane.inputs.split_at_mut(from.max(to));
+                let (x, y) = match from < to {
+                    true => (&below[from], &mut above[0]),
+                    false => (&above[0], &mut below[to]),
+                };
+                let (saved, n) = (i.saturating_sub(first_saved), lane.tokens.count);
+                let mut cx = Context {
+                    device,
+                    tokens: &lane.tokens,
+                    params,
+                    dxa: &mut w.dxa,
+                    dropout: dropout(*draw, w.training.as_mut().and_then(|t| t.dropped.as_mut())),
+                };
+                let (x, y) = (x.view(n, hidden), Some(y.view_mut(n, hidden)));
+                block.forward(&mut cx, x, &mut w.saved[saved], &mut w.h, w.caches.get_mut(i), y);
+            }
         }
+        Ok(())
     }
 
-    /// The losses of the targets of the batch that [`forward`](Self::forward) ran. With
+    /// The losses of the targets of lane `lane`, after [`forward`](Self::forward). With
     /// `Some(scale)`, also `scale` times their sum's gradient at the last block's output.
     pub fn losses<'w>(
         &self,
         device: &Device,
         w: &'w mut Workspace,
+        lane: usize,
         scale: Option<f32>,
     ) -> &'w [f32] {
-        let (n, targets, hidden) = (w.tokens.count, w.tokens.targets, self.config.hidden);
-        let out = w.around(self.layers.len()).0;
-        let room = &mut w.head;
-        let x = w.inputs[out].view(n, hidden);
-        rows::gather(device, x, &w.tokens.rows, room.x.view_mut(targets, hidden));
+        let (lane, room) = (&mut w.lanes[lane], &mut w.head);
+        let Tokens { count: n, targets, ref rows, ref target_ids, .. } = lane.tokens;
+        let (out, hidden) = (lane.around(self.layers.len()).0, self.config.hidden);
+        let x = lane.inputs[out].view(n, hidden);
+        rows::gather(device, x, rows, room.x.view_mut(targets, hidden));
         let x = room.x.view(targets, hidden);
         rmsnorm::forward(
             device,
@@ -116,14 +170,14 @@ impl Decoder {
         let mut dh = w.training.as_mut().map(|training| &mut training.dh);
         for first in (0..targets).step_by(room.chunk) {
             let dh = scale.and_then(|scale| Some((scale, &mut **dh.as_mut()?)));
-            self.head_chunk(device, room, &w.tokens.target_ids, first, targets, dh);
+            self.head_chunk(device, room, target_ids, first, targets, dh);
         }
-        if let (Some(_), Some(training)) = (scale, &mut w.training) {
+        if let (Some(_), Some(training), Some(dx)) = (scale, &mut w.training, &mut lane.dx) {
             // h's gradient, through the norm in place, to the rows it came from.
             let dh = training.dh.view_mut(targets, hidden);
             rmsnorm::backward_in_place(device, room.x.view(targets, hidden), self.final_norm(), dh);
             let dh = training.dh.view(targets, hidden);
-            rows::scatter(device, dh, &w.tokens.rows, training.dx.view_mut(n, hidden));
+            rows::scatter(device, dh, rows, dx.view_mut(n, hidden));
         }
         let HeadRoom { losses, told, .. } = &mut w.head;
         told.resize(targets, 0.0);
@@ -159,11 +213,11 @@ impl Decoder {
         matmul(device, Form::Nn, &[term], Epilogue::default(), out, Write::Set);
     }
 
-    /// Logits `[V]` of token `row` of the batch that [`forward`](Self::forward) ran.
+    /// Logits `[V]` of token `row` of the first lane, after [`forward`](Self::forward).
     pub fn logits(&self, device: &Device, w: &mut Workspace, row: usize) -> Vec<f32> {
-        let (n, vocab, hidden) = (w.tokens.count, self.config.vocab, self.config.hidden);
-        let out = w.around(self.layers.len()).0;
-        let x = w.inputs[out].view(n, hidden).rows(row..row + 1);
+        let (lane, vocab, hidden) = (&w.lanes[0], self.config.vocab, self.config.hidden);
+        let (out, n) = (lane.around(self.layers.len()).0, lane.tokens.count);
+        let x = lane.inputs[out].view(n, hidden).rows(row..row + 1);
         let (h, norm) = (w.head.h.view_mut(1, hidden), self.final_norm());
         rmsnorm::forward(device, x, norm, h, Write::Set);
         let term = Term { left: w.head.h.view(1, hidden), right: self.head().operand() };
@@ -181,46 +235,47 @@ impl Decoder {
         }
     }
 
-    /// Adds to the gradients of all parameters, from the gradient that
-    /// [`losses`](Self::losses) left at the last block's output.
+    /// Adds to the gradients of all parameters, from the gradients that [`losses`](Self::losses) left
+    /// at the last block's output in the first lanes, one for each of `draws`; a lane without a target
+    /// has none.
+    ///
+    /// # Errors
+    /// Weights that cannot be read.
     pub fn backward(
         &self,
         device: &Device,
         params: &mut Params,
         w: &mut Workspace,
-        draw: Option<Draw>,
-    ) {
-        let (n, hidden, lowest) = (w.tokens.count, self.config.hidden, self.lowest_trained());
-        let first_kept = self.layers.len() - w.saved.len();
+        draws: &[Option<Draw>],
+    ) -> Result<(), Error> {
+        let (hidden, lowest) = (self.config.hidden, self.lowest_trained());
+        let first_kept = self.layers.len() - w.kept;
         let training = w.training.as_mut().expect("a workspace for training");
         for (i, block) in self.layers.iter().enumerate().skip(lowest).rev() {
-            let mut cx = Context {
-                device,
-                tokens: &w.tokens,
-                params,
-                dxa: &mut w.dxa,
-                dropout: dropout(draw, training.dropped.as_mut()),
-            };
-            let x = w.inputs[i].view(n, hidden);
-            let saved = match i.checked_sub(first_kept) {
-                Some(slot) => &w.saved[slot],
-                None => {
-                    block.forward(&mut cx, x, &mut w.saved[0], &mut w.h, None, None);
-                    &w.saved[0]
-                }
-            };
-            let reach = if i == lowest { Reach::Params } else { Reach::Input };
-            let (g, dx) = (&mut training.grads, &mut training.dx);
-            block.backward(&mut cx, x, saved, g, &mut w.h, dx, reach);
+            self.visit(i, i.checked_sub(1).filter(|next| *next >= lowest))?;
+            let taught = |(lane, _): &(&mut Lane, _)| lane.tokens.targets > 0;
+            for (lane, draw) in w.lanes.iter_mut().zip(draws).filter(taught) {
+                let mut cx = Context {
+                    device,
+                    tokens: &lane.tokens,
+                    params,
+                    dxa: &mut w.dxa,
+                    dropout: dropout(*draw, training.dropped.as_mut()),
+                };
+                let x = lane.inputs[i].view(lane.tokens.count, hidden);
+                let saved = match i.checked_sub(first_kept) {
+                    Some(slot) => &w.saved[slot],
+                    None => {
+                        block.forward(&mut cx, x, &mut w.saved[0], &mut w.h, None, None);
+                        &w.saved[0]
+                    }
+                };
+                let reach = if i == lowest { Reach::Params } else { Reach::Input };
+                let dx = lane.dx.as_mut().expect("a lane for training");
+                block.backward(&mut cx, x, saved, &mut training.grads, &mut w.h, dx, reach);
+            }
         }
-    }
-}
-
-impl Workspace {
-    /// Which of the inputs block `i` reads and which it writes.
-    fn around(&self, i: usize) -> (usize, usize) {
-        let count = self.inputs.len();
-        (i % count, (i + 1) % count)
+        Ok(())
     }
 }
 
@@ -235,7 +290,7 @@ mod tests {
     use super::*;
     use crate::checkpoint::weights::Weights;
     use crate::device::Dtype;
-    use crate::model::load::{Quantization, load};
+    use crate::model::load::{Quantization, Residence, load};
     use crate::model::tokens::Limits;
     use crate::model::workspace::{Keep, Purpose};
     use crate::params::Index;
@@ -247,7 +302,8 @@ mod tests {
         let config = Config::read(&folder.join("config.json")).unwrap();
         let weights = Weights::single(&folder.join("model.safetensors")).unwrap();
         let device = Device::cpu(2, Dtype::F32, u64::MAX);
-        let decoder = load(&device, config, Some(&weights), Quantization::None).unwrap();
+        let (quantization, residence) = (Quantization::None, Residence::Resident);
+        let decoder = load(&device, config, Some(&weights), quantization, residence).unwrap();
         let mut params = Params::new(&device, Index::default()).unwrap();
         let limits = Limits { tokens: 29, sequences: 2, targets: 25 };
         let purpose = Purpose::Training(Keep::EVERYTHING);
@@ -264,9 +320,10 @@ mod tests {
             rows: &rows,
             targets: &targets,
         };
-        decoder.forward(&device, &mut params, &mut w, &batch, None);
-        let losses = decoder.losses(&device, &mut w, Some(1.0 / 25.0)).to_vec();
-        let dx = &w.training.as_ref().unwrap().dx;
+        decoder.enter(&device, &mut w, 0, &batch).unwrap();
+        decoder.forward(&device, &mut params, &mut w, &[None]).unwrap();
+        let losses = decoder.losses(&device, &mut w, 0, Some(1.0 / 25.0)).to_vec();
+        let dx = w.lanes[0].dx.as_ref().unwrap();
         let mut bits = vec![0; dx.bytes().len()];
         device.download(dx.bytes(), &mut bits);
         (losses, bits)

@@ -6,14 +6,16 @@
 //! Every tensor of the files must be one that the decoder uses: a weight that would be ignored is
 //! refused. Without files (a plan) the same calls take their shapes from the config alone.
 
-use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
 
-use rayon::prelude::*;
+use bytemuck::Pod;
 
 use crate::checkpoint::bitsandbytes::{self, Tables};
 use crate::checkpoint::tensors::{DType, MappedBytes, Tensor};
 use crate::checkpoint::weights::Weights;
+use crate::device::conveyor::{Layout, Origin, Source};
 use crate::device::{Act, Buf, Device, Dtype, HostBytes};
 use crate::error::Error;
 use crate::quant::{self, Kind};
@@ -22,6 +24,7 @@ use super::block::{AttentionShape, Block, Norms, Slot};
 use super::config::{Config, LayerKind, Projections};
 use super::decoder::Decoder;
 use super::linear::Linear;
+use super::quantize::{NestedScales, check_finite, encode};
 use super::weight::{BlockScales, Weight};
 use crate::ops::attention::Heads;
 
@@ -43,8 +46,18 @@ pub enum ScaleForm {
     Nested,
 }
 
+/// Where the frozen linear weights of the layers are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Residence {
+    /// All of them on the device.
+    Resident,
+    /// Those of two layers; each layer is read from its file when its turn comes.
+    Streamed,
+}
+
 /// Labels of allocations.
 const BASE: &str = "base weights";
+const STREAMED: &str = "streamed weights";
 const TABLES: &str = "embeddings and head";
 const NORMS: &str = "norms and biases";
 
@@ -56,19 +69,27 @@ pub fn tables() -> Tables<'static> {
 /// Builds the decoder of `config` on `device` from `weights`, or from shapes alone on a plan.
 ///
 /// # Errors
-/// A tensor that is missing, of a wrong shape or type, not finite, or not used;
-/// [`Error::OutOfMemory`].
+/// A tensor that is missing, of a wrong shape or type, not finite, or not used; one that is to be
+/// streamed and is not in the form in which it is used; [`Error::OutOfMemory`].
 pub fn load(
     device: &Device,
     config: Config,
     weights: Option<&Weights>,
     quantization: Quantization,
+    residence: Residence,
 ) -> Result<Decoder, Error> {
     assert!(weights.is_some() || device.is_plan(), "only a plan can do without weights");
     let mut map = device.alloc(NORMS, 256)?;
     device.upload(quant::SIGNED.values(), &mut map);
-    let mut loader =
-        Loader { device, weights, quantization, used: BTreeSet::new(), map: Arc::new(map) };
+    let mut loader = Loader {
+        device,
+        weights,
+        quantization,
+        used: BTreeSet::new(),
+        map: Arc::new(map),
+        layout: (residence == Residence::Streamed).then(|| Layout::new(STREAMED)),
+        origins: BTreeMap::new(),
+    };
     let decoder = loader.decoder(config)?;
     loader.refuse_unused(&decoder.config)?;
     Ok(decoder)
@@ -80,6 +101,10 @@ struct Loader<'a> {
     quantization: Quantization,
     used: BTreeSet<String>,
     map: Arc<Buf<f32>>,
+    /// Where weights of layers go that do not stay.
+    layout: Option<Layout>,
+    /// The files that they come from.
+    origins: BTreeMap<PathBuf, Arc<Origin>>,
 }
 
 impl Loader<'_> {
@@ -95,10 +120,15 @@ impl Loader<'_> {
             true => None,
             false => Some(self.matrix(TABLES, "lm_head.weight", shape, Quantization::None)?),
         };
-        Ok(Decoder { config, embedding, layers, norm, head })
+        let conveyor = self.layout.take().map(|layout| layout.finish(self.device)).transpose()?;
+        let conveyor = conveyor.map(Mutex::new);
+        Ok(Decoder { config, embedding, layers, norm, head, conveyor })
     }
 
     fn block(&mut self, c: &Config, at: &str, kind: &LayerKind) -> Result<Block, Error> {
+        if let Some(layout) = &mut self.layout {
+            layout.begin_part();
+        }
         let attention = AttentionShape {
             heads: Heads { heads: c.heads, kv_heads: c.kv_heads, head_dim: c.head_dim },
             scale: c.attention_scale,
@@ -211,8 +241,37 @@ impl Loader<'_> {
         }
     }
 
+    fn streams(&self, label: &'static str) -> bool {
+        self.layout.is_some() && label == BASE
+    }
+
+    /// Bytes of a file: a place for them if they are streamed, else in place or copied.
+    fn bring<T: Pod>(&mut self, label: &'static str, bytes: MappedBytes) -> Result<Buf<T>, Error> {
+        match self.layout.as_mut().filter(|_| label == BASE) {
+            None => self.device.adopt(label, host(bytes)),
+            Some(layout) => {
+                let source = source(&mut self.origins, &bytes)?;
+                layout.place(self.device, Some(source), bytes.len() / size_of::<T>())
+            }
+        }
+    }
+
+    /// Room for what is computed, or planned: `tensor` is what it is computed from.
+    fn room<T: Pod>(
+        &mut self,
+        label: &'static str,
+        tensor: Option<&Tensor>,
+        len: usize,
+    ) -> Result<Buf<T>, Error> {
+        match (self.layout.as_mut().filter(|_| label == BASE), tensor) {
+            (None, _) => self.device.alloc(label, len),
+            (Some(layout), None) => layout.place(self.device, None, len),
+            (Some(_), Some(tensor)) => Err(unstreamable(tensor)),
+        }
+    }
+
     fn mapped_four_bit(
-        &self,
+        &mut self,
         label: &'static str,
         weights: &Weights,
         name: &str,
@@ -223,16 +282,14 @@ impl Loader<'_> {
             let what = format!("shape {:?}, expected {shape:?}", found.shape);
             return Err(Error::input(weights.tensor(name)?.place(), what));
         }
-        let codes = self.device.adopt(label, host(found.codes))?;
+        let codes = self.bring(label, found.codes)?;
         let scales = match found.scales {
-            bitsandbytes::Scales::Plain(scales) => {
-                BlockScales::Plain(self.device.adopt(label, host(scales))?)
-            }
+            bitsandbytes::Scales::Plain(scales) => BlockScales::Plain(self.bring(label, scales)?),
             bitsandbytes::Scales::Nested { absmax, nested_absmax, offset } => {
                 let mut nested = self.device.alloc(label, nested_absmax.len())?;
                 self.device.upload(&nested_absmax, &mut nested);
                 BlockScales::Nested {
-                    absmax: self.device.adopt(label, host(absmax))?,
+                    absmax: self.bring(label, absmax)?,
                     nested_absmax: nested,
                     offset,
                     map: self.map.clone(),
@@ -243,7 +300,7 @@ impl Loader<'_> {
     }
 
     fn quantized(
-        &self,
+        &mut self,
         label: &'static str,
         tensor: Option<Tensor>,
         shape: [usize; 2],
@@ -252,22 +309,22 @@ impl Loader<'_> {
     ) -> Result<Weight, Error> {
         let (device, count) = (self.device, shape[0] * shape[1]);
         let blocks = quant::blocks(count);
-        let mut codes = device.alloc(label, quant::code_bytes(count))?;
-        let computed = tensor.filter(|_| !device.is_plan());
-        let encoded = computed.map(|tensor| encode(&tensor, kind)).transpose()?;
+        let mut codes = self.room(label, tensor.as_ref(), quant::code_bytes(count))?;
+        let computed = tensor.as_ref().filter(|_| !device.is_plan());
+        let encoded = computed.map(|tensor| encode(tensor, kind)).transpose()?;
         if let Some(encoded) = &encoded {
             device.upload(&encoded.codes, &mut codes);
         }
         let scales = match form {
             ScaleForm::Plain => {
-                let mut buf = device.alloc(label, blocks)?;
+                let mut buf = self.room(label, tensor.as_ref(), blocks)?;
                 if let Some(encoded) = &encoded {
                     device.upload(&encoded.scales, &mut buf);
                 }
                 BlockScales::Plain(buf)
             }
             ScaleForm::Nested => {
-                let mut absmax = device.alloc(label, blocks)?;
+                let mut absmax = self.room(label, tensor.as_ref(), blocks)?;
                 let mut nested_absmax = device.alloc(label, quant::nested_blocks(blocks))?;
                 let nested = encoded.map(|encoded| NestedScales::of(&encoded.scales));
                 if let Some(nested) = &nested {
@@ -292,13 +349,17 @@ impl Loader<'_> {
         self.used.insert(name.to_owned());
         let [rows, cols] = shape;
         let Some(weights) = self.weights else {
-            let values = self.device.alloc_dense(label, rows * cols, Dtype::Bf16)?;
+            let values = Act::of(self.room(label, None, rows * cols * 2)?, Dtype::Bf16);
             return Ok(Weight::dense(rows, cols, values));
         };
         let tensor = weights.require(name, &shape)?;
         tensor.expect_float()?;
         let values = match tensor.dtype {
+            DType::BF16 if self.streams(label) => {
+                Act::of(self.bring(label, tensor.mapped())?, Dtype::Bf16)
+            }
             DType::BF16 => self.device.adopt_dense(label, host(tensor.mapped()), Dtype::Bf16)?,
+            _ if self.streams(label) => return Err(unstreamable(&tensor)),
             _ => self.converted(label, &tensor)?,
         };
         if !self.device.is_plan() {
@@ -350,76 +411,23 @@ impl Loader<'_> {
     }
 }
 
-/// Codes and f32 scales of one matrix.
-pub struct Encoded {
-    /// Two codes a byte.
-    pub codes: Vec<u8>,
-    /// One scale a block.
-    pub scales: Vec<f32>,
+/// Where mapped bytes can be read again.
+fn source(
+    origins: &mut BTreeMap<PathBuf, Arc<Origin>>,
+    bytes: &MappedBytes,
+) -> Result<Source, Error> {
+    let path = bytes.path().to_path_buf();
+    let origin = match origins.get(&path) {
+        Some(origin) => origin.clone(),
+        None => origins.entry(path.clone()).or_insert(Arc::new(Origin::open(path)?)).clone(),
+    };
+    Ok(Source { origin, offset: bytes.offset() })
 }
 
-/// The second level of scales.
-pub struct NestedScales {
-    /// One code a block.
-    pub codes: Vec<u8>,
-    /// One f32 for each 256 codes.
-    pub absmax: Vec<f32>,
-    /// Mean of the scales.
-    pub offset: f32,
-}
-
-impl NestedScales {
-    /// Quantizes the scales of one matrix.
-    pub fn of(scales: &[f32]) -> Self {
-        let offset = quant::mean(scales);
-        let mut codes = vec![0; scales.len()];
-        let mut absmax = vec![0.0; quant::nested_blocks(scales.len())];
-        quant::encode_scales(scales, offset, &mut codes, &mut absmax);
-        Self { codes, absmax, offset }
-    }
-}
-
-/// Values that one task takes: whole blocks, and few enough to stay in a core's cache.
-const PIECE: usize = 64 * 256;
-
-/// Quantizes one matrix in pieces on all cores.
-///
-/// # Errors
-/// Numbers that are not finite, or no float type.
-pub fn encode(tensor: &Tensor, kind: Kind) -> Result<Encoded, Error> {
-    tensor.expect_float()?;
-    let count = tensor.elements();
-    let mut codes = vec![0; quant::code_bytes(count)];
-    let mut scales = vec![0.0; quant::blocks(count)];
-    codes
-        .par_chunks_mut(PIECE / 2)
-        .zip(scales.par_chunks_mut(PIECE / quant::BLOCK))
-        .enumerate()
-        .try_for_each_init(
-            || vec![0.0; PIECE],
-            |values, (piece, (codes, scales))| {
-                let first = piece * PIECE;
-                let values = &mut values[..PIECE.min(count - first)];
-                tensor.to_f32_at(first, values)?;
-                tensor.check_finite(first, values)?;
-                quant::encode(kind, values, codes, scales);
-                Ok(())
-            },
-        )?;
-    Ok(Encoded { codes, scales })
-}
-
-fn check_finite(tensor: &Tensor) -> Result<(), Error> {
-    let count = tensor.elements();
-    (0..count.div_ceil(PIECE)).into_par_iter().try_for_each_init(
-        || vec![0.0; PIECE],
-        |values, piece| {
-            let first = piece * PIECE;
-            let values = &mut values[..PIECE.min(count - first)];
-            tensor.to_f32_at(first, values)?;
-            tensor.check_finite(first, values)
-        },
-    )
+fn unstreamable(tensor: &Tensor) -> Error {
+    let what = "is not in the form in which it is used, so it cannot be streamed: make a model in \
+                four bits of it with `qlora-train quantize` and train that";
+    Error::input(tensor.place(), what)
 }
 
 fn kind_of(book: bitsandbytes::CodeBook) -> Kind {

@@ -4,6 +4,11 @@
 //! says how many of them, from the last one down, keep everything. The others keep their input and
 //! run forward again before they run backward, in the memory of a block that is done by then. One
 //! forward code path serves both, and the gradients are equal bit for bit.
+//!
+//! A micro-batch runs in a [`Lane`]. With one lane, micro-batches take turns and each goes through the
+//! whole model. With several, that many of them go through each block together, one after the other,
+//! and a block that has to be read from a file is read once for all of them; what lies between blocks
+//! waits in the lanes. The additions to a gradient are the same in the same order.
 
 use crate::device::{Act, Buf, Device, Dtype, MatMut};
 use crate::error::Error;
@@ -16,19 +21,22 @@ use super::tokens::{Limits, Tokens};
 /// What is kept between forward and backward, and how much of the logits is held at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Keep {
-    /// Blocks that keep everything, at least one: the last ones. All others keep their inputs.
+    /// Blocks that keep everything, at least one: the last ones. All others keep their inputs, and so
+    /// do all where there are several lanes.
     pub blocks: usize,
     /// Logits held at once, in numbers, if not all of them.
     pub logits: usize,
+    /// Micro-batches that go through a block together.
+    pub lanes: usize,
 }
 
 impl Keep {
     /// Nothing is computed twice. 40 Mi logits of 4 bytes are half of those of 512 tokens and a
     /// vocabulary of 152 thousand: the head is then packed twice, which costs 2 % of a step.
-    pub const EVERYTHING: Self = Self { blocks: usize::MAX, logits: 40 << 20 };
+    pub const EVERYTHING: Self = Self { blocks: usize::MAX, logits: 40 << 20, lanes: 1 };
 
     /// The least memory.
-    pub const INPUTS: Self = Self { blocks: 1, logits: 16 << 20 };
+    pub const INPUTS: Self = Self { blocks: 1, logits: 16 << 20, lanes: 1 };
 }
 
 /// What a workspace is for.
@@ -47,11 +55,11 @@ pub enum Purpose {
 
 /// Memory for passes of one decoder within limits.
 pub struct Workspace {
-    /// The batch.
-    pub tokens: Tokens,
-    /// Inputs of the blocks, and the last one's output: one for each, or two in turn.
-    pub(super) inputs: Vec<Act>,
-    /// One for each of the last blocks. The first of them serves all blocks before, too.
+    /// One for each micro-batch that is under way.
+    pub(super) lanes: Vec<Lane>,
+    /// Blocks that keep everything: the last ones.
+    pub(super) kept: usize,
+    /// One for each of them, and one at least. The first serves all other blocks, too.
     pub(super) saved: Vec<Saved>,
     /// The MLP's h or its gradient [N, F], of whichever block runs.
     pub(super) h: Act,
@@ -60,6 +68,16 @@ pub struct Workspace {
     pub(super) head: HeadRoom,
     pub(super) training: Option<TrainingRoom>,
     pub(super) dxa: Act,
+}
+
+/// A micro-batch on its way.
+pub(super) struct Lane {
+    /// What it is.
+    pub tokens: Tokens,
+    /// Inputs of the blocks, and the last one's output: one for each, or two in turn.
+    pub inputs: Vec<Act>,
+    /// On the way back, the gradient at the input of the block that is next [N, C].
+    pub dx: Option<Act>,
 }
 
 /// A chunk of logits.
@@ -84,7 +102,6 @@ pub(super) struct HeadRoom {
 /// Memory of the backward pass.
 pub(super) struct TrainingRoom {
     pub grads: Grads,
-    pub dx: Act,
     pub dh: Act,
     pub dropped: Option<Act>,
 }
@@ -106,26 +123,24 @@ impl Workspace {
             _ => Keep::INPUTS,
         };
         let training = matches!(purpose, Purpose::Training(_));
-        let inputs = if training { c.layers + 1 } else { 2 };
-        let first_kept = c.layers.saturating_sub(keep.blocks);
+        let kept = if keep.lanes > 1 { 0 } else { keep.blocks.min(c.layers) };
+        let first_saved = c.layers - kept.max(1);
         let block = &decoder.layers[0];
         let saved = |i| {
-            let blocks = if i == first_kept { 0..i + 1 } else { i..i + 1 };
+            let blocks = if i == first_saved { 0..i + 1 } else { i..i + 1 };
             Saved::new(device, &decoder.layers[blocks], n)
         };
+        let lane = |_| Lane::new(device, decoder, limits, training);
         Ok(Self {
-            tokens: Tokens::new(device, c, limits)?,
-            inputs: (0..inputs)
-                .map(|_| device.alloc_act("layer inputs", n * c.hidden))
-                .collect::<Result<_, _>>()?,
-            saved: (first_kept..c.layers).map(saved).collect::<Result<_, _>>()?,
+            lanes: (0..keep.lanes).map(lane).collect::<Result<_, _>>()?,
+            kept,
+            saved: (first_saved..c.layers).map(saved).collect::<Result<_, _>>()?,
             h: device.alloc_act("activations", n * block.down.weight.cols)?,
             caches: caches(device, decoder, purpose)?,
             head: HeadRoom::new(device, decoder, limits.targets, keep.logits)?,
             training: match training {
                 true => Some(TrainingRoom {
                     grads: Grads::new(device, block, n)?,
-                    dx: device.alloc_act("activation gradients", n * c.hidden)?,
                     dh: device.alloc_act("activation gradients", limits.targets * c.hidden)?,
                     dropped: dropout_room(device, decoder, n)?,
                 }),
@@ -133,6 +148,38 @@ impl Workspace {
             },
             dxa: device.alloc_act("activation gradients", n * decoder.largest_rank())?,
         })
+    }
+}
+
+impl Workspace {
+    /// Micro-batches that go through a block together.
+    pub fn lanes(&self) -> usize {
+        self.lanes.len()
+    }
+}
+
+impl Lane {
+    fn new(
+        device: &Device,
+        decoder: &Decoder,
+        limits: Limits,
+        training: bool,
+    ) -> Result<Self, Error> {
+        let (c, hidden) = (&decoder.config, limits.tokens * decoder.config.hidden);
+        let inputs = if training { c.layers + 1 } else { 2 };
+        let inputs = (0..inputs).map(|_| device.alloc_act("layer inputs", hidden));
+        let dx = training.then(|| device.alloc_act("activation gradients", hidden));
+        Ok(Self {
+            tokens: Tokens::new(device, c, limits)?,
+            inputs: inputs.collect::<Result<_, _>>()?,
+            dx: dx.transpose()?,
+        })
+    }
+
+    /// Which of the inputs block `i` reads and which it writes.
+    pub fn around(&self, i: usize) -> (usize, usize) {
+        let count = self.inputs.len();
+        (i % count, (i + 1) % count)
     }
 }
 

@@ -74,7 +74,7 @@ pub fn evaluate(
         let sums = row.examples.iter().map(record);
         let mut sums: Vec<_> =
             sums.map(|record| RecordLoss { record, ..RecordLoss::default() }).collect();
-        for (target, loss) in micro.targets.iter().zip(session.evaluate(&micro)) {
+        for (target, loss) in micro.targets.iter().zip(session.evaluate(&micro)?) {
             let record = &mut sums[target.segment as usize];
             record.tokens += 1;
             record.loss_sum += f64::from(loss);

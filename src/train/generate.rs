@@ -57,8 +57,8 @@ pub fn generate(
     let mut tokens: Vec<u32> = Vec::new();
     while tokens.len() < most {
         let logits = match tokens.last() {
-            None => session.extend(prompt, 0),
-            Some(token) => session.extend(&[*token], prompt.len() + tokens.len() - 1),
+            None => session.extend(prompt, 0)?,
+            Some(token) => session.extend(&[*token], prompt.len() + tokens.len() - 1)?,
         };
         session.device.synchronize()?;
         check_finite(&logits, tokens.len())?;

@@ -6,7 +6,7 @@ use crate::device::{Device, Dtype, Hardware, Report};
 use crate::error::Error;
 use crate::methods::lora;
 use crate::model::config::Config;
-use crate::model::load::{Quantization, load};
+use crate::model::load::{Quantization, Residence, load};
 use crate::model::tokens::Limits;
 use crate::model::workspace::{Keep, Purpose};
 use crate::ops::dropout::Draw;
@@ -25,8 +25,12 @@ pub struct Job<'a> {
     pub quantization: Quantization,
     /// What is attached.
     pub method: &'a Method<'a>,
+    /// Where linear weights are, if it is not for the plan to choose.
+    pub residence: Option<Residence>,
     /// The largest micro-batch, of training and of evaluation.
     pub limits: Limits,
+    /// Most micro-batches of an optimizer step.
+    pub window: usize,
     /// How moments are kept.
     pub moments: Moments,
     /// What it runs on.
@@ -71,8 +75,10 @@ impl Method<'_> {
 /// What a run will take.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Plan {
-    /// What blocks keep.
+    /// What blocks keep, and how many micro-batches go through them together.
     pub keep: Keep,
+    /// Where linear weights are.
+    pub residence: Residence,
     /// Count of blocks.
     pub layers: usize,
     /// Bytes by label.
@@ -84,46 +90,107 @@ pub struct Plan {
 impl Plan {
     /// Whether the run fits its budget.
     pub fn fits(&self) -> bool {
-        self.report.total.peak <= self.budget
+        self.total() <= self.budget
+    }
+
+    /// Most bytes held at once.
+    pub fn total(&self) -> u64 {
+        self.report.total.peak
     }
 }
 
 /// The plan that computes least within `budget` bytes; if none fits, the smallest.
 ///
+/// In this order: blocks keep everything; some keep their inputs and compute the rest again; weights
+/// are read when their turn comes, with all micro-batches of a step going through a block together;
+/// with fewer of them.
+///
 /// # Errors
 /// As [`load`] for what can be told from shapes.
 pub fn plan(job: &Job, budget: u64) -> Result<Plan, Error> {
-    let layers = job.config.layers;
-    let with = |blocks, logits| -> Result<Plan, Error> {
-        let keep = Keep { blocks, logits };
-        Ok(Plan { keep, layers, report: book(job, keep)?, budget })
-    };
-    let everything = with(layers, Keep::EVERYTHING.logits)?;
-    if everything.fits() {
-        return Ok(everything);
-    }
-    let mut best = with(1, Keep::INPUTS.logits)?;
-    let mut too_many = layers + 1;
-    while best.fits() && too_many - best.keep.blocks > 1 {
-        let middle = with(best.keep.blocks.midpoint(too_many), Keep::INPUTS.logits)?;
-        match middle.fits() {
-            true => best = middle,
-            false => too_many = middle.keep.blocks,
+    let planner = Planner { job, budget };
+    match job.residence {
+        Some(Residence::Resident) => planner.one_lane(Residence::Resident),
+        Some(Residence::Streamed) => planner.streamed(),
+        None => {
+            let resident = planner.one_lane(Residence::Resident)?;
+            if resident.fits() {
+                return Ok(resident);
+            }
+            // Weights that cannot be streamed are no mistake as long as nobody asked for it.
+            let streamed = planner.streamed().ok();
+            let smaller = streamed.filter(|plan| plan.total() < resident.total());
+            Ok(smaller.unwrap_or(resident))
         }
     }
-    Ok(best)
 }
 
-fn book(job: &Job, keep: Keep) -> Result<Report, Error> {
+struct Planner<'a> {
+    job: &'a Job<'a>,
+    budget: u64,
+}
+
+impl Planner<'_> {
+    fn with(&self, residence: Residence, keep: Keep) -> Result<Plan, Error> {
+        let (layers, report) = (self.job.config.layers, book(self.job, residence, keep)?);
+        Ok(Plan { keep, residence, layers, report, budget: self.budget })
+    }
+
+    /// Micro-batches one after the other, with as many blocks that keep everything as fit.
+    fn one_lane(&self, residence: Residence) -> Result<Plan, Error> {
+        let with = |blocks, keep| self.with(residence, Keep { blocks, ..keep });
+        let layers = self.job.config.layers;
+        let everything = with(layers, Keep::EVERYTHING)?;
+        if everything.fits() {
+            return Ok(everything);
+        }
+        let mut best = with(1, Keep::INPUTS)?;
+        let mut too_many = layers + 1;
+        while best.fits() && too_many - best.keep.blocks > 1 {
+            let middle = with(best.keep.blocks.midpoint(too_many), Keep::INPUTS)?;
+            match middle.fits() {
+                true => best = middle,
+                false => too_many = middle.keep.blocks,
+            }
+        }
+        Ok(best)
+    }
+
+    /// As many micro-batches of a step together as fit.
+    fn streamed(&self) -> Result<Plan, Error> {
+        let with = |lanes| self.with(Residence::Streamed, Keep { lanes, ..Keep::INPUTS });
+        let mut best = self.one_lane(Residence::Streamed)?;
+        if !best.fits() || self.job.window == 1 {
+            return Ok(best);
+        }
+        let mut too_many = self.job.window + 1;
+        while too_many - best.keep.lanes > 1 {
+            // All of them first: mostly they fit.
+            let lanes = match too_many > self.job.window {
+                true => self.job.window,
+                false => best.keep.lanes.midpoint(too_many),
+            };
+            let next = with(lanes)?;
+            match next.fits() {
+                true => best = next,
+                false => too_many = lanes,
+            }
+        }
+        Ok(best)
+    }
+}
+
+fn book(job: &Job, residence: Residence, keep: Keep) -> Result<Report, Error> {
     let device = Device::plan(job.hardware, job.dtype, u64::MAX);
-    let mut decoder = load(&device, job.config.clone(), job.weights, job.quantization)?;
+    let (config, weights) = (job.config.clone(), job.weights);
+    let mut decoder = load(&device, config, weights, job.quantization, residence)?;
     let index: Index = job.method.attach(&mut decoder)?.index;
     let purpose = Purpose::Training(keep);
     let mut session = Session::new(device.clone(), decoder, index, job.limits, purpose)?;
     let settings =
         Settings { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.0, max_grad_norm: 1.0 };
     let mut optimizer = session.optimizer(settings, job.moments)?;
-    session.gradient(&[largest(job.limits)], Draw { seed: 0, stream: 0 });
+    session.gradient(&[largest(job.limits)], Draw { seed: 0, stream: 0 })?;
     optimizer.step(&device, &mut session.params, 0.0, 1)?;
     device.synchronize()?;
     Ok(device.report())

@@ -128,7 +128,7 @@ impl Run<'_> {
         let begun = Instant::now();
         let window = self.steps.window(step);
         let draw = Draw { seed: self.routine.seed, stream: (step - 1) << 16 };
-        let mut done = self.session.gradient(&window, draw);
+        let mut done = self.session.gradient(&window, draw)?;
         let rate = self.routine.schedule.rate(step);
         let Session { device, params, .. } = &mut self.session;
         done.grad_norm = self.optimizer.step(device, params, rate, step)?;

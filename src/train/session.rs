@@ -24,6 +24,8 @@ pub struct Session {
     pub params: Params,
     workspace: Workspace,
     targets: Targets,
+    /// Random numbers of each lane.
+    draws: Vec<Option<Draw>>,
 }
 
 /// Where the targets of a micro-batch are and what they are, in room that is taken once.
@@ -61,7 +63,8 @@ impl Session {
         let workspace = Workspace::new(&device, &decoder, limits, purpose)?;
         let room = || Vec::with_capacity(limits.targets);
         let targets = Targets { rows: room(), ids: room() };
-        Ok(Self { device, decoder, params, workspace, targets })
+        let draws = vec![None; workspace.lanes()];
+        Ok(Self { device, decoder, params, workspace, targets, draws })
     }
 
     /// A fresh optimizer for the trainables.
@@ -74,54 +77,69 @@ impl Session {
 
     /// Computes the gradient of one window and its loss. `draw` seeds dropout; its stream counts
     /// the micro-batches of the whole run.
-    pub fn gradient(&mut self, window: &[MicroBatch], draw: Draw) -> Step {
+    ///
+    /// # Errors
+    /// Weights that cannot be read.
+    pub fn gradient(&mut self, window: &[MicroBatch], draw: Draw) -> Result<Step, Error> {
         let supervised: usize = window.iter().map(|micro| micro.targets.len()).sum();
         assert!(supervised > 0, "a window without supervised tokens has no loss");
         let device = self.device.clone();
         let sum = device.enter(|| {
             self.device.zero(&mut self.params.grads);
             self.params.refresh(&self.device);
-            let mut sum = 0.0;
-            for (number, micro) in window.iter().enumerate() {
-                let stream = (draw.stream + number as u64) << STREAM_BITS;
-                let draw = Draw { stream, ..draw };
-                sum += self.micro_batch(micro, 1.0 / supervised as f32, draw);
+            let (mut sum, mut stream) = (0.0, draw.stream);
+            for together in window.chunks(self.draws.len()) {
+                sum += self.together(together, 1.0 / supervised as f32, Draw { stream, ..draw })?;
+                stream += together.len() as u64;
             }
-            sum
-        });
-        Step {
+            Ok::<f64, Error>(sum)
+        })?;
+        Ok(Step {
             loss: sum / supervised as f64,
             grad_norm: f64::NAN,
             tokens: window.iter().map(|micro| micro.tokens.len() as u64).sum(),
             supervised: supervised as u64,
-        }
+        })
     }
 
-    fn micro_batch(&mut self, micro: &MicroBatch, scale: f32, draw: Draw) -> f64 {
-        self.forward(micro, Some(draw));
-        if micro.targets.is_empty() {
-            return 0.0;
+    /// Takes micro-batches there and back, through each block all of them.
+    fn together(&mut self, window: &[MicroBatch], scale: f32, first: Draw) -> Result<f64, Error> {
+        for (number, micro) in window.iter().enumerate() {
+            let stream = (first.stream + number as u64) << STREAM_BITS;
+            self.draws[number] = Some(Draw { stream, ..first });
+            self.enter(number, micro)?;
         }
-        let Self { device, decoder, params, workspace, .. } = self;
-        let losses = decoder.losses(device, workspace, Some(scale));
-        let sum = losses.iter().map(|loss| f64::from(*loss)).sum();
-        decoder.backward(device, params, workspace, Some(draw));
-        sum
+        let Self { device, decoder, params, workspace, draws, .. } = self;
+        let draws = &draws[..window.len()];
+        decoder.forward(device, params, workspace, draws)?;
+        let mut sum = 0.0;
+        for (number, _) in window.iter().enumerate().filter(|(_, m)| !m.targets.is_empty()) {
+            let losses = decoder.losses(device, workspace, number, Some(scale));
+            sum += losses.iter().map(|loss| f64::from(*loss)).sum::<f64>();
+        }
+        decoder.backward(device, params, workspace, draws)?;
+        Ok(sum)
     }
 
     /// The loss of every target of `micro`, in their order; gradients are left alone.
-    pub fn evaluate(&mut self, micro: &MicroBatch) -> Vec<f32> {
+    ///
+    /// # Errors
+    /// Weights that cannot be read.
+    pub fn evaluate(&mut self, micro: &MicroBatch) -> Result<Vec<f32>, Error> {
         let device = self.device.clone();
         device.enter(|| {
             self.params.refresh(&device);
-            self.forward(micro, None);
-            self.decoder.losses(&device, &mut self.workspace, None).to_vec()
+            self.forward(micro)?;
+            Ok(self.decoder.losses(&device, &mut self.workspace, 0, None).to_vec())
         })
     }
 
     /// Runs `tokens` behind the `past` tokens seen so far through a session made for generation,
     /// and gives the logits `[V]` of the last of them.
-    pub fn extend(&mut self, tokens: &[u32], past: usize) -> Vec<f32> {
+    ///
+    /// # Errors
+    /// Weights that cannot be read.
+    pub fn extend(&mut self, tokens: &[u32], past: usize) -> Result<Vec<f32>, Error> {
         let Self { device, decoder, params, workspace, .. } = self;
         let sequences = [0..tokens.len() as u32];
         let batch = Batch { tokens, sequences: &sequences, past, rows: &[], targets: &[] };
@@ -129,27 +147,37 @@ impl Session {
             if past == 0 {
                 params.refresh(device);
             }
-            decoder.forward(device, params, workspace, &batch, None);
-            decoder.logits(device, workspace, tokens.len() - 1)
+            decoder.enter(device, workspace, 0, &batch)?;
+            decoder.forward(device, params, workspace, &[None])?;
+            Ok(decoder.logits(device, workspace, tokens.len() - 1))
         })
     }
 
     /// Logits `[V]` of token `row` of `micro`.
-    pub fn logits(&mut self, micro: &MicroBatch, row: usize) -> Vec<f32> {
+    ///
+    /// # Errors
+    /// Weights that cannot be read.
+    pub fn logits(&mut self, micro: &MicroBatch, row: usize) -> Result<Vec<f32>, Error> {
         self.params.refresh(&self.device);
-        self.forward(micro, None);
-        self.decoder.logits(&self.device, &mut self.workspace, row)
+        self.forward(micro)?;
+        Ok(self.decoder.logits(&self.device, &mut self.workspace, row))
     }
 
-    fn forward(&mut self, micro: &MicroBatch, draw: Option<Draw>) {
-        let Self { device, decoder, params, workspace, targets: Targets { rows, ids } } = self;
+    fn forward(&mut self, micro: &MicroBatch) -> Result<(), Error> {
+        self.enter(0, micro)?;
+        let Self { device, decoder, params, workspace, .. } = self;
+        decoder.forward(device, params, workspace, &[None])
+    }
+
+    fn enter(&mut self, lane: usize, micro: &MicroBatch) -> Result<(), Error> {
+        let Self { device, decoder, workspace, targets: Targets { rows, ids }, .. } = self;
         rows.clear();
         ids.clear();
         rows.extend(micro.targets.iter().map(|target| target.row));
         ids.extend(micro.targets.iter().map(|target| target.id));
         let (tokens, sequences) = (&micro.tokens, &micro.segments);
         let batch = Batch { tokens, sequences, past: 0, rows, targets: ids };
-        decoder.forward(device, params, workspace, &batch, draw);
+        decoder.enter(device, workspace, lane, &batch)
     }
 }
 

@@ -68,6 +68,11 @@ impl<'a> Steps<'a> {
         micro_batches.map(|rows| MicroBatch::new(self.examples, rows)).collect()
     }
 
+    /// Most micro-batches of a step.
+    pub fn window_size(&self) -> usize {
+        self.batching.grad_accum
+    }
+
     /// Epochs done after step `step`.
     pub fn epoch_after(&self, step: u64) -> f64 {
         let (epoch, index, windows) = self.place(step);

@@ -13,7 +13,7 @@ use qlora_train::data::{MicroBatch, Row};
 use qlora_train::device::{Device, Dtype};
 use qlora_train::methods::lora;
 use qlora_train::model::config::Config;
-use qlora_train::model::load::{Quantization, ScaleForm, load};
+use qlora_train::model::load::{Quantization, Residence, ScaleForm, load};
 use qlora_train::model::tokens::Limits;
 use qlora_train::model::workspace::{Keep, Purpose};
 use qlora_train::params::Index;
@@ -72,6 +72,7 @@ pub struct Open<'a> {
     pub folder: &'a Path,
     pub adapter: Option<&'a Path>,
     pub quantization: Quantization,
+    pub residence: Residence,
     pub device: Device,
     pub limits: Limits,
     pub purpose: Purpose,
@@ -84,7 +85,8 @@ impl Open<'_> {
         let config = Config::read(&files.config).unwrap();
         let weights = Weights::open(&files.weights).unwrap();
         let device = self.device.clone();
-        let mut decoder = load(&device, config, Some(&weights), self.quantization).unwrap();
+        let how = (self.quantization, self.residence);
+        let mut decoder = load(&device, config, Some(&weights), how.0, how.1).unwrap();
         let adapter = self.adapter.map(|folder| (Adapter::read(folder).unwrap(), folder));
         let index = match &adapter {
             None => Index::default(),

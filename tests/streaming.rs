@@ -1,0 +1,162 @@
+//! Weights that do not stay: the same bits as with weights that do, whatever the order of the step, on
+//! the CPU and on a GPU; and files that change or end while they are read.
+
+mod common;
+
+use std::path::Path;
+
+use common::{Open, cpu, examples, fixture, json, limits_of, micro_batch};
+use qlora_train::data::{Example, MicroBatch};
+use qlora_train::device::{Device, Dtype};
+use qlora_train::error::Error;
+use qlora_train::model::load::{Quantization, Residence};
+use qlora_train::model::workspace::{Keep, Purpose};
+use qlora_train::ops::dropout::Draw;
+use qlora_train::train::session::Session;
+
+/// Models whose files hold what is used: bf16, or four bits.
+const FAMILIES: [&str; 5] = ["llama", "gemma3", "phi3", "qwen3", "llama-bnb"];
+
+/// The folder with the adapter and the records of a family.
+fn beside(family: &str) -> std::path::PathBuf {
+    fixture("models").join(family.trim_end_matches("-bnb"))
+}
+
+fn records(family: &str) -> Vec<Example> {
+    let reference = json(&beside(family).join("reference.json"));
+    examples(reference["rows"].as_array().unwrap())
+}
+
+/// Each record a micro-batch, and all of them twice; one teaches nothing.
+fn window(family: &str) -> Vec<MicroBatch> {
+    let micro = |example: &Example| micro_batch(std::slice::from_ref(example));
+    let mut window: Vec<MicroBatch> = records(family).iter().map(micro).collect();
+    window.extend(window.clone());
+    window[1].targets.clear();
+    window
+}
+
+fn open(family: &str, device: Device, residence: Residence, keep: Keep) -> Session {
+    open_from(&fixture("models").join(family), family, device, residence, keep)
+}
+
+fn open_from(
+    folder: &Path,
+    family: &str,
+    device: Device,
+    residence: Residence,
+    keep: Keep,
+) -> Session {
+    let open = Open {
+        folder,
+        adapter: Some(&beside(family).join("adapter")),
+        quantization: Quantization::None,
+        device,
+        residence,
+        limits: limits_of(&micro_batch(&records(family))),
+        purpose: Purpose::Training(keep),
+    };
+    open.session()
+}
+
+/// Loss and gradients of a window, as bits.
+fn gradient(session: &mut Session, window: &[MicroBatch]) -> (u64, Vec<u32>) {
+    let step = session.gradient(window, Draw { seed: 1, stream: 5 }).unwrap();
+    let mut grads = vec![0.0_f32; session.params.index().len()];
+    session.device.download(&session.params.grads, &mut grads);
+    session.device.synchronize().unwrap();
+    (step.loss.to_bits(), grads.iter().map(|g| g.to_bits()).collect())
+}
+
+fn with_lanes(lanes: usize) -> Keep {
+    Keep { lanes, ..Keep::INPUTS }
+}
+
+#[test]
+fn neither_where_weights_are_nor_the_order_of_a_step_changes_a_bit() {
+    for family in FAMILIES {
+        let window = window(family);
+        for dtype in [Dtype::Bf16, Dtype::F32] {
+            let of = |residence, keep| {
+                gradient(&mut open(family, cpu(2, dtype), residence, keep), &window)
+            };
+            let usual = of(Residence::Resident, Keep::EVERYTHING);
+            assert!(usual.1.iter().any(|bits| *bits != 0));
+            for lanes in [1, 2, window.len(), window.len() + 1] {
+                for residence in [Residence::Resident, Residence::Streamed] {
+                    let found = of(residence, with_lanes(lanes));
+                    assert!(found == usual, "{family} in {dtype:?}, {residence:?}, {lanes} lanes");
+                }
+            }
+            let kept = of(Residence::Streamed, Keep::EVERYTHING);
+            assert!(kept == usual, "{family} in {dtype:?}: streamed, everything kept");
+        }
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn weights_that_pass_through_a_gpu_give_the_same_bits_there() {
+    let device = common::gpu();
+    for family in ["llama", "llama-bnb"] {
+        let window = window(family);
+        let of =
+            |residence, keep| gradient(&mut open(family, device.clone(), residence, keep), &window);
+        let usual = of(Residence::Resident, Keep::EVERYTHING);
+        for lanes in [1, window.len()] {
+            let found = of(Residence::Streamed, with_lanes(lanes));
+            assert!(found == usual, "{family}, {lanes} lanes");
+        }
+    }
+}
+
+#[test]
+fn all_micro_batches_of_a_step_share_one_reading() {
+    let (family, window) = ("llama-bnb", window("llama-bnb"));
+    let layers = |session: &Session| -> (u64, u64) {
+        let conveyor = session.decoder.conveyor.as_ref().unwrap().lock().unwrap();
+        (conveyor.bytes(), session.decoder.layers.len() as u64)
+    };
+    let read = |lanes| {
+        let mut session = open(family, cpu(1, Dtype::Bf16), Residence::Streamed, with_lanes(lanes));
+        gradient(&mut session, &window);
+        let (bytes, count) = layers(&session);
+        (session.decoder.traffic().unwrap().bytes, bytes, count)
+    };
+    let (together, bytes, count) = read(window.len());
+    assert!(count > 2 && together <= 2 * bytes, "{together} of {bytes}");
+    let (alone, ..) = read(1);
+    assert!(alone > 2 * together, "{alone} alone, {together} together");
+}
+
+#[test]
+fn a_file_that_changes_or_ends_under_a_run_is_named() {
+    let cases: [(&str, fn(&Path)); 2] = [
+        ("was changed while it was in use", |file| {
+            let len = std::fs::metadata(file).unwrap().len();
+            let opened = std::fs::File::options().write(true).open(file).unwrap();
+            opened.set_len(len / 2).unwrap();
+        }),
+        ("was changed while it was in use", |file| {
+            let opened = std::fs::File::options().write(true).open(file).unwrap();
+            let later = std::time::SystemTime::now() + std::time::Duration::from_secs(3600);
+            opened.set_modified(later).unwrap();
+        }),
+    ];
+    for (expected, spoil) in cases {
+        let (from, family) = (fixture("models/llama-bnb"), "llama-bnb");
+        let (folder, window) = (tempfile::tempdir().unwrap(), window(family));
+        let path = folder.path().join("model.safetensors");
+        for name in ["config.json", "model.safetensors"] {
+            std::fs::copy(from.join(name), folder.path().join(name)).unwrap();
+        }
+        let (device, keep) = (cpu(1, Dtype::Bf16), with_lanes(2));
+        let mut session = open_from(folder.path(), family, device, Residence::Streamed, keep);
+        gradient(&mut session, &window);
+        spoil(&path);
+        let error = session.gradient(&window, Draw { seed: 1, stream: 0 }).unwrap_err();
+        assert!(matches!(error, Error::Input { .. } | Error::Io { .. }));
+        let message = error.to_string();
+        assert!(message.contains("model.safetensors: ") && message.contains(expected), "{message}");
+    }
+}
