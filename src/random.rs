@@ -16,6 +16,8 @@ pub enum Purpose {
     Dropout = 3,
     /// Tokens drawn while generating.
     Sample = 4,
+    /// Weights of models that were never trained.
+    Synthetic = 5,
 }
 
 /// A family of random numbers, indexed by position.

@@ -6,11 +6,11 @@
 //! computes when it quantizes the model itself.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use qlora_train::checkpoint::atomic;
-use qlora_train::checkpoint::bitsandbytes::{self, CodeBook, NewScales, NewWeight, ScaleKind};
+use qlora_train::checkpoint::bitsandbytes::{self, NewScales, NewWeight};
 use qlora_train::checkpoint::folder::OutputFolder;
 use qlora_train::checkpoint::tensors::{DType, Tensor};
 use qlora_train::checkpoint::writer::{Align, TensorSpec, TensorWriter};
@@ -18,12 +18,13 @@ use qlora_train::device::{Device, Dtype, Hardware};
 use qlora_train::error::{Error, Place};
 use qlora_train::json;
 use qlora_train::model::load::{Quantization, Residence, ScaleForm, load, tables};
-use qlora_train::model::quantize::{NestedScales, encode};
+use qlora_train::model::quantize::{NestedScales, book_of, encode, scale_kind_of};
+use qlora_train::model::synthetic;
 use qlora_train::quant::Kind;
 use serde_json::Value;
 
 use super::flags::{BaseFlags, DeviceFlags};
-use super::opened::{Opened, open};
+use super::opened::{Opened, open, read_config};
 use super::table::mib;
 use super::{copies, output, signals};
 
@@ -31,8 +32,14 @@ use super::{copies, output, signals};
 #[derive(Debug, Clone, Args)]
 pub struct QuantizeArgs {
     /// Model folder, .safetensors file, or org/name in the local cache
-    #[arg(required_unless_present = "config")]
+    #[arg(required_unless_present_any = ["config", "synthetic"])]
     model: Option<String>,
+    /// Instead of a model: one of this shape, with random weights
+    #[arg(long, value_name = "CONFIG.json", conflicts_with = "model")]
+    synthetic: Option<PathBuf>,
+    /// Seed of random weights
+    #[arg(long, default_value_t = 42, value_name = "N", requires = "synthetic")]
+    seed: u64,
     /// Where the folder goes; absent or empty
     #[arg(
         long,
@@ -57,26 +64,78 @@ pub struct QuantizeArgs {
 pub fn run(args: &QuantizeArgs) -> anyhow::Result<()> {
     args.device.start_threads("quantize")?;
     let missing = |name: &str| Error::input(Place::flag(name), "missing");
-    let opened = open(args.model.as_deref().ok_or_else(|| missing("MODEL"))?)?;
     let path = args.output.as_deref().ok_or_else(|| missing("--output"))?;
     let Quantization::FourBit(kind, form) = args.base.quantization() else {
         let what = "none would be a copy: choose nf4 or fp4";
         return Err(Error::input(Place::flag("--quantization"), what).into());
     };
-    if opened.is_four_bit() || opened.config.quantization.is_some() {
-        let what = "is in four bits already: use it as MODEL as it is";
-        return Err(Error::input(&opened.files.folder, what).into());
+    let target = Target { path, kind, form };
+    match (&args.synthetic, &args.model) {
+        (Some(config), _) => target.synthetic(config, args.seed),
+        (None, Some(model)) => target.quantized(&open(model)?),
+        (None, None) => Err(missing("MODEL").into()),
     }
-    let stop = signals::watch()?;
-    let store = Store { opened: &opened, kind, form, linears: linears(&opened)? };
-    let mut folder = OutputFolder::create(path)?;
-    let file = folder.file("model.safetensors");
-    store.write(&file, || signals::check(&stop))?;
-    copies::around_weights(&opened.files, &mut folder)?;
-    atomic::write_bytes(&folder.file("config.json"), store.config()?)?;
-    folder.commit();
-    let size = std::fs::metadata(&file).map_err(Error::io(&file))?.len();
-    output::result(format_args!("{}: {} MiB", path.display(), mib(size)))
+}
+
+/// What is to be made.
+struct Target<'a> {
+    path: &'a Path,
+    kind: Kind,
+    form: ScaleForm,
+}
+
+impl Target<'_> {
+    fn quantized(&self, opened: &Opened) -> anyhow::Result<()> {
+        if opened.is_four_bit() || opened.config.quantization.is_some() {
+            let what = "is in four bits already: use it as MODEL as it is";
+            return Err(Error::input(&opened.files.folder, what).into());
+        }
+        let stop = signals::watch()?;
+        let linears = linears(opened)?;
+        let store = Store { opened, kind: self.kind, form: self.form, linears };
+        let mut folder = OutputFolder::create(self.path)?;
+        let file = folder.file(WEIGHTS);
+        store.write(&file, || signals::check(&stop))?;
+        copies::around_weights(&opened.files, &mut folder)?;
+        self.finish(folder, &opened.files.config)
+    }
+
+    fn synthetic(&self, config: &Path, seed: u64) -> anyhow::Result<()> {
+        let shape = read_config(config)?;
+        if shape.quantization.is_some() {
+            let what = "quantization_config: give the shape of a model that is not quantized";
+            return Err(Error::input(config, what).into());
+        }
+        let stop = signals::watch()?;
+        let mut folder = OutputFolder::create(self.path)?;
+        let (file, how) = (folder.file(WEIGHTS), (self.kind, self.form));
+        synthetic::write(&file, &shape, how, seed, |done, count| {
+            tell_part(done, count);
+            signals::check(&stop)
+        })?;
+        self.finish(folder, config)
+    }
+
+    /// Writes the config beside the weights.
+    fn finish(&self, mut folder: OutputFolder, config: &Path) -> anyhow::Result<()> {
+        let (book, scales) = (book_of(self.kind), scale_kind_of(self.form));
+        let mut config = json::read_object(config)?;
+        let quantization = bitsandbytes::quantization_config(book, scales, DType::BF16);
+        config.insert("quantization_config".to_owned(), quantization);
+        let text = format!("{:#}\n", Value::Object(config));
+        atomic::write_bytes(&folder.file("config.json"), text)?;
+        folder.commit();
+        let file = self.path.join(WEIGHTS);
+        let size = std::fs::metadata(&file).map_err(Error::io(&file))?.len();
+        output::result(format_args!("{}: {} MiB", self.path.display(), mib(size)))
+    }
+}
+
+/// The file with the tensors.
+const WEIGHTS: &str = "model.safetensors";
+
+fn tell_part(done: usize, count: usize) {
+    output::note(format_args!("{done}/{count} parts written"));
 }
 
 /// The linear maps that a run quantizes, by the loader's own word; on the way it checks that the
@@ -101,11 +160,7 @@ struct Store<'a> {
 }
 
 impl Store<'_> {
-    fn write(
-        &self,
-        path: &std::path::Path,
-        check: impl Fn() -> Result<(), Error>,
-    ) -> Result<(), Error> {
+    fn write(&self, path: &Path, check: impl Fn() -> Result<(), Error>) -> Result<(), Error> {
         let groups = groups(self.opened);
         let mut specs = Vec::new();
         for group in &groups {
@@ -117,7 +172,7 @@ impl Store<'_> {
         for (done, group) in groups.iter().enumerate() {
             check()?;
             group.iter().try_for_each(|name| self.write_one(&mut writer, name))?;
-            output::note(format_args!("{}/{} parts written", done + 1, groups.len()));
+            tell_part(done + 1, groups.len());
         }
         writer.finish()
     }
@@ -131,8 +186,8 @@ impl Store<'_> {
                 name,
                 *shape,
                 stated_dtype(&tensor),
-                self.book(),
-                self.scale_kind(),
+                book_of(self.kind),
+                scale_kind_of(self.form),
             ),
         })
     }
@@ -148,7 +203,7 @@ impl Store<'_> {
             ScaleForm::Nested => Some(NestedScales::of(&encoded.scales)),
         };
         let weight = NewWeight {
-            book: self.book(),
+            book: book_of(self.kind),
             shape: *shape,
             dtype: stated_dtype(&tensor),
             codes: &encoded.codes,
@@ -162,28 +217,6 @@ impl Store<'_> {
             },
         };
         bitsandbytes::write(writer, name, &weight, tables())
-    }
-
-    fn config(&self) -> Result<String, Error> {
-        let mut config = json::read_object(&self.opened.files.config)?;
-        let quantization =
-            bitsandbytes::quantization_config(self.book(), self.scale_kind(), DType::BF16);
-        config.insert("quantization_config".to_owned(), quantization);
-        Ok(format!("{:#}\n", Value::Object(config)))
-    }
-
-    fn book(&self) -> CodeBook {
-        match self.kind {
-            Kind::Nf4 => CodeBook::Nf4,
-            Kind::Fp4 => CodeBook::Fp4,
-        }
-    }
-
-    fn scale_kind(&self) -> ScaleKind {
-        match self.form {
-            ScaleForm::Plain => ScaleKind::Plain,
-            ScaleForm::Nested => ScaleKind::Nested,
-        }
     }
 }
 

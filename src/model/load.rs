@@ -16,7 +16,7 @@ use crate::checkpoint::bitsandbytes::{self, Tables};
 use crate::checkpoint::tensors::{DType, MappedBytes, Tensor};
 use crate::checkpoint::weights::Weights;
 use crate::device::conveyor::{Layout, Origin, Source};
-use crate::device::{Act, Buf, Device, Dtype, HostBytes};
+use crate::device::{Act, Buf, Device, Dtype, Hardware, HostBytes};
 use crate::error::Error;
 use crate::quant::{self, Kind};
 
@@ -55,6 +55,51 @@ pub enum Residence {
     Streamed,
 }
 
+/// What a tensor of a model is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// Embeddings or the head.
+    Table,
+    /// The weight of a linear map of a layer.
+    Linear,
+    /// Its bias.
+    Bias,
+    /// The weight of a norm.
+    Norm,
+}
+
+/// A tensor that a model of some shape has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Declared {
+    /// Its name in files.
+    pub name: String,
+    /// Sizes, slowest first.
+    pub shape: Vec<usize>,
+    /// What it is.
+    pub role: Role,
+}
+
+impl Declared {
+    /// The layer that it belongs to.
+    pub fn layer(&self) -> Option<usize> {
+        self.name.strip_prefix(LAYERS)?.split('.').next()?.parse().ok()
+    }
+}
+
+/// All tensors of a model of `config`, in the order of a step but for the last norm and the head.
+///
+/// # Errors
+/// None that a consistent config could make.
+pub fn declared(config: &Config) -> Result<Vec<Declared>, Error> {
+    let device = Device::plan(Hardware::Cpu { threads: 1 }, Dtype::Bf16, u64::MAX);
+    let mut loader = Loader::new(&device, None, Quantization::None, Residence::Resident)?;
+    loader.decoder(config.clone())?;
+    Ok(loader.used)
+}
+
+/// What the names of the tensors of layers begin with.
+const LAYERS: &str = "model.layers.";
+
 /// Labels of allocations.
 const BASE: &str = "base weights";
 const STREAMED: &str = "streamed weights";
@@ -79,17 +124,7 @@ pub fn load(
     residence: Residence,
 ) -> Result<Decoder, Error> {
     assert!(weights.is_some() || device.is_plan(), "only a plan can do without weights");
-    let mut map = device.alloc(NORMS, 256)?;
-    device.upload(quant::SIGNED.values(), &mut map);
-    let mut loader = Loader {
-        device,
-        weights,
-        quantization,
-        used: BTreeSet::new(),
-        map: Arc::new(map),
-        layout: (residence == Residence::Streamed).then(|| Layout::new(STREAMED)),
-        origins: BTreeMap::new(),
-    };
+    let mut loader = Loader::new(device, weights, quantization, residence)?;
     let decoder = loader.decoder(config)?;
     loader.refuse_unused(&decoder.config)?;
     Ok(decoder)
@@ -99,7 +134,7 @@ struct Loader<'a> {
     device: &'a Device,
     weights: Option<&'a Weights>,
     quantization: Quantization,
-    used: BTreeSet<String>,
+    used: Vec<Declared>,
     map: Arc<Buf<f32>>,
     /// Where weights of layers go that do not stay.
     layout: Option<Layout>,
@@ -107,13 +142,31 @@ struct Loader<'a> {
     origins: BTreeMap<PathBuf, Arc<Origin>>,
 }
 
-impl Loader<'_> {
+impl<'a> Loader<'a> {
+    fn new(
+        device: &'a Device,
+        weights: Option<&'a Weights>,
+        quantization: Quantization,
+        residence: Residence,
+    ) -> Result<Self, Error> {
+        let mut map = device.alloc(NORMS, 256)?;
+        device.upload(quant::SIGNED.values(), &mut map);
+        let layout = (residence == Residence::Streamed).then(|| Layout::new(STREAMED));
+        let (used, origins, map) = (Vec::new(), BTreeMap::new(), Arc::new(map));
+        Ok(Self { device, weights, quantization, used, map, layout, origins })
+    }
+
+    fn declare(&mut self, name: &str, shape: &[usize], role: Role) {
+        self.used.push(Declared { name: name.to_owned(), shape: shape.to_vec(), role });
+    }
+
     fn decoder(&mut self, config: Config) -> Result<Decoder, Error> {
         let shape = [config.vocab, config.hidden];
+        self.declare("model.embed_tokens.weight", &shape, Role::Table);
         let embedding = self.dense(TABLES, "model.embed_tokens.weight", shape)?;
         let mut layers = Vec::with_capacity(config.layers);
         for (i, kind) in config.kinds.iter().enumerate() {
-            layers.push(self.block(&config, &format!("model.layers.{i}"), kind)?);
+            layers.push(self.block(&config, &format!("{LAYERS}{i}"), kind)?);
         }
         let norm = self.vector("model.norm.weight", config.hidden)?;
         let head = match config.tied {
@@ -211,7 +264,8 @@ impl Loader<'_> {
     /// A vector kept in f32.
     fn vector(&mut self, name: &str, len: usize) -> Result<Buf<f32>, Error> {
         let mut buf = self.device.alloc(NORMS, len)?;
-        self.used.insert(name.to_owned());
+        let role = if name.ends_with(".bias") { Role::Bias } else { Role::Norm };
+        self.declare(name, &[len], role);
         if let Some(weights) = self.weights {
             self.device.upload(&weights.require(name, &[len])?.finite_f32()?, &mut buf);
         }
@@ -225,16 +279,15 @@ impl Loader<'_> {
         shape: [usize; 2],
         quantization: Quantization,
     ) -> Result<Weight, Error> {
+        self.declare(name, &shape, if label == BASE { Role::Linear } else { Role::Table });
         if let Some(weights) = self.weights
             && let Some(found) = bitsandbytes::FourBit::find(weights, name, tables())?
         {
-            self.used.insert(name.to_owned());
             return self.mapped_four_bit(label, weights, name, shape, found);
         }
         match quantization {
             Quantization::None => self.dense(label, name, shape),
             Quantization::FourBit(kind, form) => {
-                self.used.insert(name.to_owned());
                 let tensor = self.weights.map(|w| w.require(name, &shape)).transpose()?;
                 self.quantized(label, tensor, shape, kind, form)
             }
@@ -346,7 +399,6 @@ impl Loader<'_> {
         name: &str,
         shape: [usize; 2],
     ) -> Result<Weight, Error> {
-        self.used.insert(name.to_owned());
         let [rows, cols] = shape;
         let Some(weights) = self.weights else {
             let values = Act::of(self.room(label, None, rows * cols * 2)?, Dtype::Bf16);
@@ -392,9 +444,10 @@ impl Loader<'_> {
     /// in silence. Rotary tables (computed here) and the second copy of a tied head are known.
     fn refuse_unused(&self, config: &Config) -> Result<(), Error> {
         let Some(weights) = self.weights else { return Ok(()) };
+        let used: BTreeSet<&str> = self.used.iter().map(|tensor| tensor.name.as_str()).collect();
         for name in weights.names() {
             let owner = bitsandbytes::owner(name).unwrap_or(name);
-            let known = self.used.contains(owner)
+            let known = used.contains(owner)
                 || name.ends_with("rotary_emb.inv_freq")
                 || config.tied && name == "lm_head.weight";
             if !known {

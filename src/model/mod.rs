@@ -2,7 +2,7 @@
 //! all of it.
 //!
 //! [`config`] holds what was read, already consistent, and [`rope`] the rotary angles; [`load`]
-//! builds the [`decoder`] from a folder's tensors ([`quantize`]: into four bits where they are not yet). A pass goes from [`decoder`] to [`block`] to
+//! builds the [`decoder`] from a folder's tensors ([`quantize`]: into four bits where they are not yet; [`synthetic`]: drawn by chance). A pass goes from [`decoder`] to [`block`] to
 //! [`linear`] to one [`weight`]; [`tokens`] is what it runs over, [`workspace`] the memory it runs in ([`saved`]: what blocks keep),
 //! [`cache`] what generation keeps. Which numbers are trained is not known here: `methods` attaches
 //! them to the linear maps.
@@ -16,6 +16,7 @@ pub mod load;
 pub mod quantize;
 pub mod rope;
 pub mod saved;
+pub mod synthetic;
 pub mod tokens;
 pub mod weight;
 pub mod workspace;

@@ -2,9 +2,28 @@
 
 use rayon::prelude::*;
 
+use crate::checkpoint::bitsandbytes::{CodeBook, ScaleKind};
 use crate::checkpoint::tensors::Tensor;
 use crate::error::Error;
 use crate::quant::{self, Kind};
+
+use super::load::ScaleForm;
+
+/// The name that a file gives to a kind of codes.
+pub fn book_of(kind: Kind) -> CodeBook {
+    match kind {
+        Kind::Nf4 => CodeBook::Nf4,
+        Kind::Fp4 => CodeBook::Fp4,
+    }
+}
+
+/// The name that a file gives to a form of scales.
+pub fn scale_kind_of(form: ScaleForm) -> ScaleKind {
+    match form {
+        ScaleForm::Plain => ScaleKind::Plain,
+        ScaleForm::Nested => ScaleKind::Nested,
+    }
+}
 
 /// Codes and f32 scales of one matrix.
 pub struct Encoded {
