@@ -34,7 +34,7 @@ use qlora_train::device::{Device, Simd};
 use qlora_train::error::Error;
 use qlora_train::methods::lora::{self, Settings, Targets};
 use qlora_train::model::config::Config;
-use qlora_train::model::load::{Quantization, load};
+use qlora_train::model::load::{Quantization, Residence, load};
 use qlora_train::model::tokens::Limits;
 use qlora_train::model::workspace::Purpose;
 use qlora_train::ops::Write;
@@ -207,7 +207,8 @@ fn measure(arguments: &Arguments, folder: &Path, started: Instant) -> Result<(),
 fn open(case: &Case, folder: &Path, device: &Device) -> Result<(Session, AdamW), Error> {
     let config = Config::read(&folder.join("config.json"))?;
     let weights = Weights::single(&folder.join("model.safetensors"))?;
-    let mut decoder = load(device, config, Some(&weights), Quantization::None)?;
+    let mut decoder =
+        load(device, config, Some(&weights), Quantization::None, Residence::Resident)?;
     let settings = Settings { rank: RANK, alpha: 32.0, dropout: 0.0, targets: Targets::AllLinear };
     let attached = lora::attach(&mut decoder, &settings)?;
     let limits = Limits { tokens: case.tokens, sequences: 1, targets: case.targets() };
@@ -231,7 +232,7 @@ fn step(
     window: &[MicroBatch],
     number: u64,
 ) -> Result<(), Error> {
-    session.gradient(window, Draw { seed: 42, stream: 0 }).unwrap();
+    session.gradient(window, Draw { seed: 42, stream: 0 })?;
     let device = session.device.clone();
     optimizer.step(&device, &mut session.params, 2e-4, number)?;
     Ok(())

@@ -327,6 +327,14 @@ fn tell_summary(summary: &Summary, plan: &Plan, folder: &RunFolder) -> anyhow::R
         mib(summary.peak_memory_bytes),
         mib(plan.report.total.peak)
     ));
+    if let (Some(bytes), Some(waited)) = (summary.weight_bytes_read, summary.weight_wait_seconds) {
+        output::note(format_args!(
+            "weights read {} MiB, waited for {} of {}",
+            mib(bytes),
+            table::duration(waited),
+            table::duration(*train_seconds)
+        ));
+    }
     output::result(format_args!(
         "{}: loss {first_loss:.4} -> {last_loss:.4} in {steps} steps, {}, {} tokens/s",
         folder.path().display(),

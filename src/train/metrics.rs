@@ -71,6 +71,12 @@ pub struct Summary {
     pub tokens_per_second: f64,
     /// Peak of the device's named allocations.
     pub peak_memory_bytes: u64,
+    /// Bytes of weights that were read because they did not stay; absent where all stay.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub weight_bytes_read: Option<u64>,
+    /// Time of the steps in which weights were waited for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub weight_wait_seconds: Option<f64>,
 }
 
 /// The file, open for the length of a run.

@@ -196,6 +196,7 @@ impl Run<'_> {
     }
 
     fn summary(&self, state: &State, last_loss: f64, seconds: f64, before: u64) -> Summary {
+        let traffic = self.session.decoder.traffic();
         Summary {
             summary: true,
             steps: state.global_step,
@@ -211,6 +212,8 @@ impl Run<'_> {
             train_seconds: seconds,
             tokens_per_second: (state.num_input_tokens_seen - before) as f64 / seconds,
             peak_memory_bytes: self.session.device.report().total.peak,
+            weight_bytes_read: traffic.map(|traffic| traffic.bytes),
+            weight_wait_seconds: traffic.map(|traffic| traffic.waited.as_secs_f64()),
         }
     }
 }
