@@ -22,6 +22,7 @@ use crate::quant::{self, Kind};
 
 use super::block::{AttentionShape, Block, Norms, Slot};
 use super::config::{Config, LayerKind, Projections};
+use super::declared::{Declared, LAYERS, Role};
 use super::decoder::Decoder;
 use super::linear::Linear;
 use super::quantize::{NestedScales, check_finite, encode};
@@ -55,37 +56,6 @@ pub enum Residence {
     Streamed,
 }
 
-/// What a tensor of a model is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Role {
-    /// Embeddings or the head.
-    Table,
-    /// The weight of a linear map of a layer.
-    Linear,
-    /// Its bias.
-    Bias,
-    /// The weight of a norm.
-    Norm,
-}
-
-/// A tensor that a model of some shape has.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Declared {
-    /// Its name in files.
-    pub name: String,
-    /// Sizes, slowest first.
-    pub shape: Vec<usize>,
-    /// What it is.
-    pub role: Role,
-}
-
-impl Declared {
-    /// The layer that it belongs to.
-    pub fn layer(&self) -> Option<usize> {
-        self.name.strip_prefix(LAYERS)?.split('.').next()?.parse().ok()
-    }
-}
-
 /// All tensors of a model of `config`, in the order of a step but for the last norm and the head.
 ///
 /// # Errors
@@ -96,9 +66,6 @@ pub fn declared(config: &Config) -> Result<Vec<Declared>, Error> {
     loader.decoder(config.clone())?;
     Ok(loader.used)
 }
-
-/// What the names of the tensors of layers begin with.
-const LAYERS: &str = "model.layers.";
 
 /// Labels of allocations.
 const BASE: &str = "base weights";

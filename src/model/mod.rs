@@ -10,6 +10,7 @@
 pub mod block;
 pub mod cache;
 pub mod config;
+pub mod declared;
 pub mod decoder;
 pub mod linear;
 pub mod load;

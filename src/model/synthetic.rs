@@ -19,7 +19,8 @@ use crate::quant::{self, Kind};
 use crate::random::{Purpose, Random};
 
 use super::config::Config;
-use super::load::{Declared, Role, ScaleForm, declared, tables};
+use super::declared::{Declared, Role};
+use super::load::{ScaleForm, declared, tables};
 use super::quantize::{book_of, scale_kind_of};
 
 /// Standard deviation of a weight: what most models begin with.

@@ -65,10 +65,71 @@ fn a_quantized_folder_trains_to_the_same_bytes_as_the_model() {
             place.bytes(&format!("{theirs}/{file}")),
             "{quantization}"
         );
+        // Read when its turn comes, and for every micro-batch again where one lane is all that fits.
+        let streamed = ["--output-dir", "streamed", "--weights", "streamed"];
+        let output = place.run(&[&[store, &data][..], &QUICK, &streamed].concat());
+        let told = stderr(&output);
+        assert!(told.contains("once back for 2 micro-batches"), "{told}");
+        assert!(told.contains("weights read "), "{told}");
+        assert_eq!(
+            place.bytes(&format!("{ours}/{file}")),
+            place.bytes(&format!("streamed/{file}"))
+        );
+        let eval = ["eval", store, &data, "--adapter", "streamed", "--json"];
+        let (there, passing) =
+            (place.loss(&eval), [&eval[..], &["--weights", "streamed"]].concat());
+        assert_eq!(there, place.loss(&passing), "evaluated");
+        fs::remove_dir_all(place.path("streamed")).unwrap();
         let output = place.run(&["quantize", store, "--output", "again"]);
         assert!(refusal(&output).contains("in four bits already"));
         [store, ours, theirs].iter().for_each(|name| fs::remove_dir_all(place.path(name)).unwrap());
     }
+}
+
+#[test]
+fn a_model_of_any_shape_is_made_up_and_trained() {
+    let (place, data) = (Place::new(), data());
+    let shape = format!("{}/config.json", model());
+    for more in [&["--seed", "1"][..], &["--seed", "2"], &["--seed", "1", "--threads", "1"]] {
+        place.ok(&[&["quantize", "--synthetic", &shape, "--output", "made"], more].concat());
+        fs::rename(place.path("made"), place.path(&format!("made{}", more.join("")))).unwrap();
+    }
+    let bytes = |seed: &str| place.bytes(&format!("made--seed{seed}/model.safetensors"));
+    assert!(bytes("1") == bytes("1--threads1") && bytes("1") != bytes("2"));
+    place.ok(&[&["made--seed1", &data, "--output-dir", "out"][..], &QUICK].concat());
+    let lines = metrics(&place.path("out/metrics.jsonl"));
+    assert!(lines.iter().all(|line| line["loss"].as_f64().is_none_or(f64::is_finite)));
+    let output =
+        place.run(&["quantize", "--synthetic", "made--seed1/config.json", "--output", "x"]);
+    assert!(refusal(&output).contains("is not quantized"), "{}", stderr(&output));
+    assert!(!place.path("x").exists());
+}
+
+#[test]
+fn a_small_budget_makes_a_store_pass_by_and_says_so_beforehand() {
+    let (place, data) = (Place::new(), data());
+    let shape = fs::read_to_string(format!("{}/config.json", model())).unwrap();
+    let mut shape: Value = serde_json::from_str(&shape).unwrap();
+    shape["num_hidden_layers"] = 8.into();
+    place.write("shape.json", &shape.to_string());
+    place.ok(&["quantize", "--synthetic", "shape.json", "--output", "store"]);
+    let plan = |more: &[&str]| -> Value {
+        place.json(&[&["plan", "store", &data, "--json"][..], &QUICK, more].concat())
+    };
+    let (all, passing) = (plan(&["--weights", "resident"]), plan(&["--weights", "streamed"]));
+    assert_eq!(
+        (&all["choices"]["weights"], &all["choices"]["lanes"]),
+        (&"resident".into(), &1.into())
+    );
+    assert_eq!(passing["choices"]["lanes"], 2);
+    let weights = |plan: &Value, name: &str| plan["categories"][name].as_u64().unwrap();
+    assert!(weights(&passing, "streamed weights") < weights(&all, "base weights") / 3);
+    // Too little for the weights of all layers, enough for those of two.
+    let least = plan(&["--memory-budget", "1KiB"]);
+    assert_eq!((&least["fits"], &least["choices"]["weights"]), (&false.into(), &"streamed".into()));
+    let enough = format!("{}", least["device_bytes"].as_u64().unwrap());
+    let fits = plan(&["--memory-budget", &enough]);
+    assert_eq!(fits["fits"], true, "the smallest budget that was named is enough");
 }
 
 #[test]
