@@ -297,6 +297,9 @@ pub struct OutputFlags {
     /// Go on: auto takes the newest whole checkpoint of the output folder
     #[arg(long, visible_alias = "resume-from-checkpoint", value_parser = resume, value_name = "auto|DIR")]
     pub resume: Option<Resume>,
+    /// Write a timeline of the run, for chrome://tracing or Perfetto, and tell where the time went
+    #[arg(long, value_name = "FILE.json")]
+    pub profile: Option<PathBuf>,
 }
 
 /// All flags of a training run.

@@ -13,7 +13,7 @@ use qlora_train::model::config::Config;
 use qlora_train::model::tokens::Limits;
 use qlora_train::optim::adamw;
 use qlora_train::optim::schedule::Schedule;
-use qlora_train::train::plan::{self, Method, Plan};
+use qlora_train::train::plan::{Job, Method};
 use qlora_train::train::steps::Length;
 
 use super::flags::{BatchFlags, MethodFlags, OptimizerFlags, TrainFlags, WeightsName};
@@ -200,31 +200,27 @@ impl OptimizerFlags {
     }
 }
 
-/// The memory of a run on `machine`.
-///
-/// # Errors
-/// As [`plan::plan`].
-pub fn plan(
+/// What the memory of a run on `machine` depends on.
+pub fn job<'a>(
     flags: &TrainFlags,
-    config: &Config,
-    weights: Option<&Weights>,
-    source: &Source,
+    config: &'a Config,
+    weights: Option<&'a Weights>,
+    method: &'a Method<'a>,
     (limits, window): (Limits, usize),
     machine: &Machine,
-) -> Result<Plan, Error> {
-    let job = plan::Job {
+) -> Job<'a> {
+    Job {
         config,
         weights,
         quantization: flags.base.quantization(),
-        method: &source.method(),
+        method,
         residence: flags.device.weights.map(WeightsName::residence),
         limits,
         window,
         moments: flags.optimizer.optimizer.moments(),
         hardware: machine.hardware,
         dtype: machine.dtype,
-    };
-    plan::plan(&job, machine.budget)
+    }
 }
 
 /// The larger of two limits, each by itself.

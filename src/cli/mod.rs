@@ -23,6 +23,7 @@ mod merge;
 mod opened;
 pub mod output;
 mod plan;
+mod profile;
 mod progress;
 mod quantize;
 mod resolved;

@@ -11,12 +11,12 @@ use qlora_train::error::{Error, Place};
 use qlora_train::model::config::Config;
 use qlora_train::model::tokens::Limits;
 use qlora_train::train::evaluate;
-use qlora_train::train::plan::Plan;
+use qlora_train::train::plan::{Outlook, Plan, outlook, plan};
 use qlora_train::train::steps::Steps;
 use serde_json::{Value, json};
 
 use super::flags::{TrainFlags, spelled};
-use super::job::{self, larger};
+use super::job::{job, larger};
 use super::machine::Machine;
 use super::opened::{Opened, open, read_config, usual_length};
 use super::values::Date;
@@ -79,10 +79,15 @@ pub fn run(args: &PlanArgs) -> anyhow::Result<()> {
     };
     let (config, weights) = (known.config(), known.weights());
     let window = args.flags.batch.grad_accum;
-    let plan = job::plan(&args.flags, config, weights, &source, (limits, window), &machine)?;
+    let method = source.method();
+    let job = job(&args.flags, config, weights, &method, (limits, window), &machine);
+    let plan = plan(&job, machine.budget)?;
+    let outlook = outlook(&job, machine.budget, seq_len)?;
     match args.json {
-        true => output::json(&as_json(args, &machine, &plan, limits, seq_len)),
-        false => output::result(table::plan(&plan)),
+        true => output::json(&as_json(args, &machine, (&plan, &outlook), limits, seq_len)),
+        false => {
+            output::result(format_args!("{}\n{}", table::plan(&plan), table::outlook(&outlook)))
+        }
     }
 }
 
@@ -127,7 +132,7 @@ fn of_data(args: &PlanArgs, known: &Known, seq_len: usize) -> Result<Limits, Err
 fn as_json(
     args: &PlanArgs,
     machine: &Machine,
-    plan: &Plan,
+    (plan, outlook): (&Plan, &Outlook),
     limits: Limits,
     seq_len: usize,
 ) -> Value {
@@ -150,6 +155,12 @@ fn as_json(
             "seq_len": seq_len,
             "micro_batch_tokens": limits.tokens,
             "budget_bytes": plan.budget,
+        },
+        "outlook": {
+            "everything_bytes": outlook.everything,
+            "resident_bytes": outlook.resident,
+            "longest_sequence": outlook.longest_sequence,
+            "largest_batch_tokens": outlook.largest_batch,
         },
     })
 }

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use qlora_train::device::Report;
 
 use qlora_train::model::load::Residence;
-use qlora_train::train::plan::Plan;
+use qlora_train::train::plan::{Outlook, Plan};
 use serde_json::{Map, Value, json};
 
 /// A count with commas between groups of three digits.
@@ -85,6 +85,19 @@ pub fn plan(plan: &Plan) -> String {
         "total"
     );
     text
+}
+
+/// What else the budget could hold, and what a larger one would buy.
+pub fn outlook(outlook: &Outlook) -> String {
+    let Outlook { everything, resident, longest_sequence, largest_batch } = *outlook;
+    format!(
+        "  the budget holds a sequence of {} tokens, or a micro-batch of {}; all weights stay with {} \
+         MiB, and nothing is computed twice with {} MiB",
+        grouped(longest_sequence),
+        grouped(largest_batch),
+        mib(resident),
+        mib(everything)
+    )
 }
 
 /// Most bytes of each label.

@@ -22,14 +22,14 @@ use qlora_train::train::checkpoints::{self, Found};
 use qlora_train::train::evaluate;
 use qlora_train::train::export::write_adapter;
 use qlora_train::train::metrics::Summary;
-use qlora_train::train::plan::Plan;
+use qlora_train::train::plan::{Plan, plan};
 use qlora_train::train::run::{Routine, Run};
 use qlora_train::train::session::Session;
 use qlora_train::train::steps::Steps;
 
 use super::flags::TrainFlags;
 use super::identity::identity;
-use super::job::{self, Source, larger};
+use super::job::{Source, job, larger};
 use super::machine::Machine;
 use super::opened::{Opened, open};
 use super::progress::Progress;
@@ -37,7 +37,7 @@ use super::resolved::{self, Resolved};
 use super::run_folder::{RunFolder, SETTINGS_FILE};
 use super::table::{self, grouped, mib};
 use super::values::Date;
-use super::{card, copies, output, signals, told};
+use super::{card, copies, output, profile, signals, told};
 
 /// Flags of a training run.
 #[derive(Debug, Clone, Args)]
@@ -62,6 +62,7 @@ pub struct TrainArgs {
 /// Whatever is wrong with the inputs; too little memory; a run that diverged or was stopped.
 pub fn run(args: &TrainArgs) -> anyhow::Result<()> {
     let (flags, stop) = (&args.flags, signals::watch()?);
+    flags.output.profile.as_deref().map_or(Ok(()), profile::check)?;
     let machine = flags.device.machine()?;
     let opened = open(named_model(args)?)?;
     let source = flags.method.source()?;
@@ -73,7 +74,8 @@ pub fn run(args: &TrainArgs) -> anyhow::Result<()> {
     let steps = Steps::new(&corpus.train.examples, batching, flags.batch.length());
     let limits = corpus.limits(&steps);
     let (config, weights) = (&opened.config, Some(&opened.weights));
-    let plan = job::plan(flags, config, weights, &source, (limits, steps.window_size()), &machine)?;
+    let (method, most) = (source.method(), (limits, steps.window_size()));
+    let plan = plan(&job(flags, config, weights, &method, most, &machine), machine.budget)?;
     tell_plan(&plan)?;
     signals::check(&stop)?;
     let task = Task { args, machine, opened, source, corpus: &corpus, limits, plan };
@@ -114,7 +116,15 @@ impl Task<'_> {
             adapter: adapter.clone(),
             output: &flags.output.output_dir,
         };
-        let (session, summary) = watched(run, found.as_ref(), total, stop)?;
+        let (device, profile) = (run.session.device.clone(), &flags.output.profile);
+        if profile.is_some() {
+            device.start_profile()?;
+        }
+        let done = watched(run, found.as_ref(), total, stop);
+        if let Some(path) = profile {
+            profile::finish(&device, path)?;
+        }
+        let (session, summary) = done?;
         write_results(folder, &self.opened, &session, &adapter, &summary)?;
         tell_summary(&summary, &self.plan, folder)
     }

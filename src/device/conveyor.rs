@@ -23,6 +23,7 @@ use bytemuck::Pod;
 use super::buffer::{Memory, Storage};
 use super::cuda::{Arrival, Feed};
 use super::memory::Booking;
+use super::profile::{Lane, Profile};
 use super::{Address, Buf, Device, Kind};
 use crate::error::Error;
 
@@ -171,10 +172,12 @@ impl Layout {
         let parts = Arc::new(self.parts);
         let reader = match &device.kind {
             Kind::Plan(_) => None,
-            Kind::Cpu(_) => Some(Reader::start(parts.clone(), self.slots.clone(), Way::Host)?),
+            Kind::Cpu(_) => {
+                Some(Reader::start(parts.clone(), self.slots.clone(), Way::Host, device)?)
+            }
             Kind::Cuda(cuda) => {
                 let way = Way::Cuda(Box::new(Feed::new(cuda.clone())?));
-                Some(Reader::start(parts.clone(), self.slots.clone(), way)?)
+                Some(Reader::start(parts.clone(), self.slots.clone(), way, device)?)
             }
         };
         let (states, slots) = ([State::Empty; SLOTS], self.slots);
@@ -270,9 +273,13 @@ impl Conveyor {
     fn receive(&mut self, slot: usize) -> Result<(), Error> {
         // Parts arrive in the order in which they were requested, and the other slot's may be first.
         while let (State::Coming(_), Some(reader)) = (self.states[slot], &self.reader) {
-            let begun = Instant::now();
+            let (begun, profile) = (Instant::now(), self.device.profile());
+            let start = profile.map(Profile::now);
             let Answer { part, arrived } = reader.answers.recv().expect("the reader answers");
             self.traffic.waited += begun.elapsed();
+            if let (Some(profile), Some(start)) = (profile, start) {
+                profile.close(Lane::Waiting, "weights", start, 0);
+            }
             self.states[part % SLOTS] = State::Empty;
             self.device.wait_for(arrived?)?;
             self.states[part % SLOTS] = State::Holds(part);
@@ -317,14 +324,20 @@ impl Reader {
         parts: Arc<Vec<Part>>,
         slots: [Arc<Slot>; SLOTS],
         mut way: Way,
+        device: &Device,
     ) -> Result<Self, Error> {
+        let profile = device.profile.clone();
         let (commands, work) = sync_channel::<Command>(SLOTS);
         let (told, answers) = sync_channel(SLOTS);
         let read = move || {
             // Ends when the conveyor is dropped.
             for Command { part, after } in work {
                 let to = slots[part % SLOTS].memory.get().expect("a finished layout").address();
+                let start = profile.get().map(Profile::now);
                 let arrived = way.bring(&parts[part], to, after);
+                if let (Some(profile), Some(start)) = (profile.get(), start) {
+                    profile.close(Lane::Disk, "weights", start, parts[part].read());
+                }
                 if told.send(Answer { part, arrived }).is_err() {
                     return;
                 }

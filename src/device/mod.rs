@@ -17,9 +17,10 @@ pub mod cpu;
 pub mod cuda;
 pub mod memory;
 pub mod plan;
+pub mod profile;
 pub mod queue;
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use bytemuck::Pod;
 
@@ -33,6 +34,7 @@ pub use queue::{Grid, Queue, has_aligned_rows, narrow};
 
 use crate::error::Error;
 use buffer::{Memory, Storage};
+use profile::{Lane, Profile};
 use queue::Target;
 
 /// One operation with its parameters, as it is handed to a device.
@@ -48,6 +50,11 @@ pub unsafe trait Kernel: Copy {
     /// Scratch that the CPU implementation needs.
     fn scratch(&self) -> Scratch {
         Scratch::default()
+    }
+
+    /// Multiplications and additions, where the operation is a product of matrices.
+    fn flops(&self) -> f64 {
+        0.0
     }
 
     /// Computes on the CPU.
@@ -107,6 +114,7 @@ pub enum Hardware {
 pub struct Device {
     kind: Kind,
     failure: Arc<Mutex<Option<Error>>>,
+    profile: Arc<OnceLock<Profile>>,
 }
 
 #[derive(Clone)]
@@ -147,7 +155,24 @@ impl Device {
     }
 
     fn new(kind: Kind) -> Self {
-        Self { kind, failure: Arc::default() }
+        Self { kind, failure: Arc::default(), profile: Arc::default() }
+    }
+
+    /// Records from now on where time goes.
+    ///
+    /// # Errors
+    /// [`Error::Device`].
+    pub fn start_profile(&self) -> Result<(), Error> {
+        let profile = self.profile.get_or_init(Profile::new);
+        match &self.kind {
+            Kind::Cuda(cuda) => cuda.start_timing(profile),
+            Kind::Cpu(_) | Kind::Plan(_) => Ok(()),
+        }
+    }
+
+    /// The recording, if one was started.
+    pub fn profile(&self) -> Option<&Profile> {
+        self.profile.get()
     }
 
     /// The element of activations.
@@ -351,6 +376,11 @@ impl Device {
             // SAFETY: passed on from the caller.
             unsafe { kernel.run_on_gpu(&Queue { target }) }
         };
+        let profile = self.profile.get();
+        if let Some(profile) = profile {
+            profile.count(kernel.flops());
+        }
+        let begun = profile.map(Profile::now);
         self.note(match &self.kind {
             Kind::Cpu(cpu) => cpu.with_scratch(kernel.scratch(), |scratch| {
                 // SAFETY: passed on from the caller.
@@ -364,6 +394,9 @@ impl Device {
                 Hardware::Cuda { .. } => on_gpu(Target::Planned(plan)),
             },
         });
+        if let (Kind::Cpu(_), Some(profile), Some(begun)) = (&self.kind, profile, begun) {
+            profile.close(Lane::Compute, K::NAME, begun, 0);
+        }
     }
 
     /// Keeps the first failure until somebody asks.
@@ -380,7 +413,10 @@ impl Device {
     /// The first failure since the last call.
     pub fn synchronize(&self) -> Result<(), Error> {
         if let Kind::Cuda(cuda) = &self.kind {
-            self.note(cuda.synchronize());
+            self.note(cuda.synchronize(self.profile.get()));
+        }
+        if let Some(profile) = self.profile.get() {
+            profile.sample(self.report());
         }
         match self.failure.lock().expect("no panic while noting a failure").take() {
             Some(error) => Err(error),

@@ -366,6 +366,11 @@ unsafe impl Kernel for Params {
         blocks::scratch(self)
     }
 
+    fn flops(&self) -> f64 {
+        let depth: u64 = self.products.iter().map(|product| product.depth).sum();
+        2.0 * self.rows as f64 * self.cols as f64 * depth as f64
+    }
+
     unsafe fn run_on_cpu(&self, cpu: &Cpu, scratch: ScratchMemory) {
         // SAFETY: the caller vouches for all addresses, and a device has an instruction set only
         // where the machine has it.

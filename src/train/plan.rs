@@ -16,6 +16,7 @@ use crate::params::Index;
 use super::session::Session;
 
 /// What the bytes of a training run depend on.
+#[derive(Clone, Copy)]
 pub struct Job<'a> {
     /// The model.
     pub config: &'a Config,
@@ -125,6 +126,57 @@ pub fn plan(job: &Job, budget: u64) -> Result<Plan, Error> {
     }
 }
 
+/// What else a budget could hold, and what a larger one would buy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Outlook {
+    /// Bytes with which nothing is computed twice and all weights stay.
+    pub everything: u64,
+    /// Bytes with which all weights stay.
+    pub resident: u64,
+    /// Tokens of the longest sequence, alone in its micro-batch.
+    pub longest_sequence: usize,
+    /// Tokens of the largest micro-batch, of any number of sequences as long as those planned.
+    pub largest_batch: usize,
+}
+
+/// The outlook of `job`, whose sequences have `seq_len` tokens at most.
+///
+/// # Errors
+/// As [`plan`].
+pub fn outlook(job: &Job, budget: u64, seq_len: usize) -> Result<Outlook, Error> {
+    let planner = Planner { job, budget };
+    let total = |keep| planner.with(Residence::Resident, keep).map(|plan| plan.total());
+    let (everything, resident) = (total(Keep::EVERYTHING)?, total(Keep::INPUTS)?);
+    let limits = |tokens, sequences| Limits { tokens, sequences, targets: tokens };
+    let sequence = |tokens| planner.fits_somehow(limits(tokens, 1));
+    let batch = |count| planner.fits_somehow(limits(count * seq_len, count));
+    Ok(Outlook {
+        everything,
+        resident,
+        longest_sequence: largest(sequence, 64)?,
+        largest_batch: largest(batch, 1)? * seq_len,
+    })
+}
+
+/// The largest multiple of `unit` for which `fits` holds, or 0; it holds for all smaller ones.
+fn largest(fits: impl Fn(usize) -> Result<bool, Error>, unit: usize) -> Result<usize, Error> {
+    let (mut low, mut high) = (0, 1);
+    while high < MOST && fits(high * unit)? {
+        (low, high) = (high, 2 * high);
+    }
+    while high - low > 1 {
+        let middle = low.midpoint(high);
+        match fits(middle * unit)? {
+            true => low = middle,
+            false => high = middle,
+        }
+    }
+    Ok(low * unit)
+}
+
+/// Units beyond which nobody looks.
+const MOST: usize = 1 << 20;
+
 struct Planner<'a> {
     job: &'a Job<'a>,
     budget: u64,
@@ -154,6 +206,22 @@ impl Planner<'_> {
             }
         }
         Ok(best)
+    }
+
+    /// Whether a micro-batch of `limits` fits in the plan that takes least.
+    fn fits_somehow(&self, limits: Limits) -> Result<bool, Error> {
+        let planner = Planner { job: &Job { limits, ..*self.job }, budget: self.budget };
+        let wanted = self.job.residence;
+        for residence in [Residence::Resident, Residence::Streamed] {
+            if wanted.is_none_or(|wanted| wanted == residence) {
+                match planner.with(residence, Keep::INPUTS) {
+                    Ok(plan) if plan.fits() => return Ok(true),
+                    Err(error) if wanted.is_some() => return Err(error),
+                    _ => (),
+                }
+            }
+        }
+        Ok(false)
     }
 
     /// As many micro-batches of a step together as fit.
@@ -190,14 +258,14 @@ fn book(job: &Job, residence: Residence, keep: Keep) -> Result<Report, Error> {
     let settings =
         Settings { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.0, max_grad_norm: 1.0 };
     let mut optimizer = session.optimizer(settings, job.moments)?;
-    session.gradient(&[largest(job.limits)], Draw { seed: 0, stream: 0 })?;
+    session.gradient(&[full(job.limits)], Draw { seed: 0, stream: 0 })?;
     optimizer.step(&device, &mut session.params, 0.0, 1)?;
     device.synchronize()?;
     Ok(device.report())
 }
 
 /// A micro-batch at all limits at once.
-fn largest(limits: Limits) -> MicroBatch {
+fn full(limits: Limits) -> MicroBatch {
     let (n, first) = (limits.tokens as u32, limits.sequences as u32 - 1);
     let ones = (0..first).map(|i| i..i + 1);
     let target = |row: usize| Target { row: (row as u32).min(n - 1), id: 0, segment: 0 };

@@ -104,6 +104,32 @@ fn a_run_fits_on_a_card_of_64_mib_and_one_of_8_is_out_of_memory_with_the_plan_be
 }
 
 #[test]
+fn a_profile_times_every_kernel_between_two_events() {
+    let place = Place::new();
+    let more = ["--max-steps", "2", "--profile", "profile.json"];
+    let output = place.trained_on_gpu(&[], &more);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let told = stderr(&output);
+    for kernel in ["matmul_nt", "attention_64", "rmsnorm_backward", "adamw", "copies: upload"] {
+        assert!(told.contains(kernel), "{kernel} in {told}");
+    }
+    let text = std::fs::read_to_string(place.path("profile.json")).unwrap();
+    let timeline: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let events = timeline["traceEvents"].as_array().unwrap();
+    let of = |name: &str| events.iter().filter(|event| event["name"] == name).count();
+    let products = events.iter().filter(|event| event["name"] == "matmul_nt");
+    assert!(products.clone().count() > 10 && of("memory") > 0 && of("thread_name") == 4);
+    let time = |event: &serde_json::Value| event["dur"].as_f64().unwrap();
+    assert!(products.map(time).sum::<f64>() > 0.0, "kernels take time");
+    // Kernels of one stream do not overlap.
+    let compute = events.iter().filter(|event| event["ph"] == "X" && event["tid"] == 0);
+    let mut spans: Vec<_> = compute.map(|e| (e["ts"].as_f64().unwrap(), time(e))).collect();
+    spans.sort_by(|a, b| a.0.total_cmp(&b.0));
+    // Times of events are in milliseconds of f32.
+    assert!(spans.windows(2).all(|pair| pair[0].0 + pair[0].1 <= pair[1].0 + 5.0));
+}
+
+#[test]
 fn the_order_of_warps_blocks_and_streams_changes_no_bit() {
     let place = Place::new();
     let mut adapters = Vec::new();

@@ -67,7 +67,7 @@ fn what_cannot_be_done_is_told_in_one_line_and_leaves_nothing() {
         inputs.write("nothing.jsonl", "{\"input_ids\": [1, 2], \"labels\": [-100, -100]}\n");
     let empty = inputs.write("empty.jsonl", "");
     let csv = inputs.write("a.csv", "a,b\n");
-    let cases: [(&[&str], &str); 24] = [
+    let cases: [(&[&str], &str); 25] = [
         (&["no-model", &data], "no-model: no such file or folder"),
         (&["evla", &model, &data], "evla: no such file"),
         (&[&adapter, &data], "is a PEFT adapter, not a model"),
@@ -87,6 +87,7 @@ fn what_cannot_be_done_is_told_in_one_line_and_leaves_nothing() {
         (&[&model, &data, "--eval-steps", "2"], "--eval-steps: there is nothing to evaluate"),
         (&[&model, &data, "--resume", "no-checkpoint"], "no-checkpoint"),
         (&["eval", &model, &data, "--adapter", &model], "adapter_config.json"),
+        (&[&model, &data, "--profile", "no/such/p.json"], "--profile: no/such/p.json: is no name"),
         (&[&model, &data, "--weights", "streamed"], "q_proj.weight: is not in the form in which"),
         (
             &["eval", &model, &data, "--memory-budget", "64KiB"],

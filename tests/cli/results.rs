@@ -66,11 +66,15 @@ fn a_quantized_folder_trains_to_the_same_bytes_as_the_model() {
             "{quantization}"
         );
         // Read when its turn comes, and for every micro-batch again where one lane is all that fits.
+        let profile = ["--profile", "profile.json"];
         let streamed = ["--output-dir", "streamed", "--weights", "streamed"];
+        let streamed = [&streamed[..], &profile].concat();
         let output = place.run(&[&[store, &data][..], &QUICK, &streamed].concat());
         let told = stderr(&output);
         assert!(told.contains("once back for 2 micro-batches"), "{told}");
         assert!(told.contains("weights read "), "{told}");
+        assert!(told.contains("disk: weights") && told.contains("gemm"), "{told}");
+        fs::remove_file(place.path("profile.json")).unwrap();
         assert_eq!(
             place.bytes(&format!("{ours}/{file}")),
             place.bytes(&format!("streamed/{file}"))

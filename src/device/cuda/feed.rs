@@ -7,6 +7,7 @@ use cudarc::driver::{CudaEvent, CudaStream, DriverError};
 use super::Cuda;
 use super::staging::Ring;
 use crate::device::Address;
+use crate::device::profile::Lane;
 use crate::error::Error;
 
 /// A moment in what is queued.
@@ -63,8 +64,10 @@ impl Feed {
         let failed = |error| cuda.failed("a copy of weights to the GPU", error);
         let buffer = ring.free(bytes).map_err(failed)?;
         read(buffer)?;
+        let what = (Lane::Copies, "weights", bytes as u64);
         // SAFETY: passed on from the caller.
-        unsafe { ring.send(stream, bytes, to) }.map_err(failed)
+        let send = || unsafe { ring.send(stream, bytes, to) };
+        cuda.timing.around(stream, what, send).map_err(failed)
     }
 
     /// The moment when all that was brought so far is there.

@@ -12,6 +12,7 @@
 mod feed;
 mod open;
 mod staging;
+mod timing;
 
 use std::collections::HashMap;
 use std::fmt::Debug;
@@ -29,9 +30,11 @@ pub use open::{Card, look};
 
 use super::cpu::SCRATCH;
 use super::memory::{Booking, Ledger};
+use super::profile::{Lane, Profile};
 use super::{Address, Grid};
 use crate::error::Error;
 use staging::Staging;
+use timing::Timing;
 
 /// A GPU with its kernels loaded.
 pub struct Cuda {
@@ -42,6 +45,7 @@ pub struct Cuda {
     functions: HashMap<&'static str, CudaFunction>,
     staging: Mutex<Staging>,
     scratch: Mutex<Option<Scratch>>,
+    timing: Timing,
 }
 
 /// Memory on the GPU.
@@ -92,7 +96,8 @@ impl Cuda {
         // SAFETY: passed on from the caller.
         let queued = self.compute.record_event(None).and_then(|before| unsafe {
             self.copies.wait(&before)?;
-            staging.upload(&self.copies, from, to)?;
+            let what = (Lane::Copies, "upload", from.len() as u64);
+            self.timing.around(&self.copies, what, || staging.upload(&self.copies, from, to))?;
             self.compute.wait(&self.copies.record_event(None)?)
         });
         queued.map_err(|error| self.failed("a copy to the GPU", error))
@@ -104,14 +109,24 @@ impl Cuda {
     /// `from` is valid for reads of as many bytes.
     pub(super) unsafe fn download(&self, from: Address, to: &mut [u8]) -> Result<(), Error> {
         let mut staging = self.staging.lock().unwrap_or_else(PoisonError::into_inner);
+        let what = (Lane::Copies, "download", to.len() as u64);
         // SAFETY: passed on from the caller.
-        let copied = unsafe { staging.download(&self.compute, from, to) };
+        let download = || unsafe { staging.download(&self.compute, from, to) };
+        let copied = self.timing.around(&self.compute, what, download);
         copied.map_err(|error| self.failed("a copy from the GPU", error))
     }
 
-    /// Waits for all that is queued.
-    pub(super) fn synchronize(&self) -> Result<(), Error> {
+    /// From now on, what is queued is timed.
+    pub(super) fn start_timing(&self, profile: &Profile) -> Result<(), Error> {
+        let begun = self.timing.begin(&self.compute, profile);
+        begun.map_err(|error| self.failed("an event", error))
+    }
+
+    /// Waits for all that is queued, and enters its times.
+    pub(super) fn synchronize(&self, profile: Option<&Profile>) -> Result<(), Error> {
         let waited = self.compute.synchronize().and_then(|()| self.context.check_err());
+        let settle = |()| profile.map_or(Ok(()), |profile| self.timing.settle(profile));
+        let waited = waited.and_then(settle);
         waited.map_err(|error| self.failed("the kernels queued so far", error))
     }
 
@@ -146,7 +161,9 @@ impl Cuda {
         };
         let params = ByValue(*params);
         // SAFETY: passed on from the caller.
-        let launched = unsafe { self.compute.launch_builder(function).arg(&params).launch(config) };
+        let launch =
+            || unsafe { self.compute.launch_builder(function).arg(&params).launch(config) };
+        let launched = self.timing.around(&self.compute, (Lane::Compute, name, 0), launch);
         launched.map(|_| ()).map_err(|error| {
             self.failed(&format!("kernel {name}, {grid:?}, {:?}", params.0), error)
         })

@@ -9,6 +9,7 @@ use cudarc::driver::{CudaContext, CudaFunction, DriverError, result};
 use cudarc::nvrtc::Ptx;
 
 use super::staging::Staging;
+use super::timing::Timing;
 use super::{Cuda, Ledger};
 use crate::error::Error;
 use crate::ffi::{IMAGES, Image, MADE};
@@ -140,7 +141,8 @@ impl Cuda {
         let (free, _) = context.mem_get_info().map_err(failed)?;
         let ledger = Ledger::new(device_name(ordinal), limit.unwrap_or(usable(free as u64)));
         let scratch = Mutex::default();
-        Ok(Self { ledger, context, compute, copies, functions, staging, scratch })
+        let timing = Timing::default();
+        Ok(Self { ledger, context, compute, copies, functions, staging, scratch, timing })
     }
 }
 

@@ -179,9 +179,7 @@ exports! {
         if driver.streams.has_come(event)? { Ok(()) } else { Err(NOT_READY) }
     }
     fn cuEventElapsedTime(milliseconds: *mut f32, start: u64, end: u64) |driver| {
-        let come = driver.streams.has_come(start)? && driver.streams.has_come(end)?;
-        // There is no time here.
-        if come { give(milliseconds, 0.0) } else { Err(NOT_READY) }
+        give(milliseconds, driver.streams.between(start, end)?)
     }
 
     fn cuModuleLoadData(module: *mut usize, image: *const c_char) |driver| {

@@ -2,8 +2,9 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::time::Instant;
 
-use super::{Code, Driver, INVALID_HANDLE, INVALID_VALUE, LAUNCH_FAILED, complain};
+use super::{Code, Driver, INVALID_HANDLE, INVALID_VALUE, LAUNCH_FAILED, NOT_READY, complain};
 use crate::{Launch, Order};
 
 /// Something that a stream will do.
@@ -42,6 +43,8 @@ pub(super) struct Grid {
 struct Event {
     queued: u64,
     done: u64,
+    /// When it last came.
+    at: Option<Instant>,
     /// Destroyed by the program; who waits for it goes on waiting.
     forgotten: bool,
 }
@@ -122,6 +125,16 @@ impl Streams {
     pub(super) fn has_come(&self, event: u64) -> Result<bool, Code> {
         let event = self.events.get(&event).ok_or(INVALID_HANDLE)?;
         Ok(event.done == event.queued)
+    }
+
+    /// Milliseconds from one event to another, as this machine emulates.
+    pub(super) fn between(&self, start: u64, end: u64) -> Result<f32, Code> {
+        let at = |event: u64| match self.has_come(event)? {
+            true => self.events[&event].at.ok_or(INVALID_HANDLE),
+            false => Err(NOT_READY),
+        };
+        let (start, end) = (at(start)?, at(end)?);
+        Ok(end.saturating_duration_since(start).as_secs_f32() * 1e3)
     }
 
     pub(super) fn is_idle(&self, stream: u64) -> Result<bool, Code> {
@@ -221,7 +234,7 @@ impl Driver {
             Work::Launch(grid) => self.launch(&grid),
             Work::Record { event, count } => {
                 if let Some(event) = self.streams.events.get_mut(&event) {
-                    event.done = count;
+                    (event.done, event.at) = (count, Some(Instant::now()));
                 }
                 self.streams.remove_forgotten(event);
                 Ok(())
