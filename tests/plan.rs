@@ -159,6 +159,7 @@ impl Case {
         let report = &planned.report;
         let labels = report.labels.iter().map(|(label, usage)| (*label, usage.peak)).collect();
         assert_eq!(taken(&device), (labels, planned.total()), "{:?}", planned.keep);
+        assert_eq!(device.host_report().total.peak, planned.host, "{:?}", planned.keep);
         planned
     }
 
@@ -191,10 +192,11 @@ impl Case {
     }
 }
 
-/// Runs `count` cases, each within three budgets; gives how many were streamed, and in several lanes.
-fn check_cases(seed: u64, count: usize, on: &On) -> (usize, usize) {
+/// Runs `count` cases, each within three budgets; gives how many were streamed, in several lanes, and
+/// with inputs that wait in host memory.
+fn check_cases(seed: u64, count: usize, on: &On) -> [usize; 3] {
     let mut dice = Dice::new(seed);
-    let (mut streamed, mut lanes) = (0, 0);
+    let (mut streamed, mut lanes, mut parked) = (0, 0, 0);
     for _ in 0..count {
         let (case, folder) = (Case::draw(&mut dice), tempfile::tempdir().unwrap());
         let path = folder.path().join("config.json");
@@ -207,9 +209,10 @@ fn check_cases(seed: u64, count: usize, on: &On) -> (usize, usize) {
             let planned = case.check(on, folder.path(), share, residence);
             streamed += usize::from(planned.residence == Residence::Streamed);
             lanes += usize::from(planned.keep.lanes > 1);
+            parked += usize::from(planned.keep.parked);
         }
     }
-    (streamed, lanes)
+    [streamed, lanes, parked]
 }
 
 #[test]
@@ -217,9 +220,10 @@ fn two_hundred_runs_on_the_cpu_take_what_was_planned() {
     for (dtype, seed) in [(Dtype::Bf16, 1), (Dtype::F32, 2)] {
         let hardware = Hardware::Cpu { threads: 2 };
         let open = |limit| Device::cpu(2, dtype, limit);
-        let (streamed, lanes) = check_cases(seed, 34, &On { hardware, dtype, open: &open });
+        let [streamed, lanes, parked] = check_cases(seed, 34, &On { hardware, dtype, open: &open });
         assert!(streamed > 40 && streamed < 102, "{streamed} of 102 were streamed");
         assert!(lanes > 15, "{lanes} of 102 in several lanes");
+        assert_eq!(parked, 0, "there is no other memory beside that of the CPU");
     }
 }
 
@@ -230,6 +234,7 @@ fn runs_on_a_gpu_take_what_was_planned() {
     drop(common::gpu());
     let open = |limit| Device::cuda(0, Some(limit)).unwrap();
     let hardware = Hardware::Cuda { ordinal: 0 };
-    let (streamed, _) = check_cases(3, 3, &On { hardware, dtype: Dtype::Bf16, open: &open });
-    assert!(streamed > 0, "none was streamed");
+    let [streamed, _, parked] =
+        check_cases(3, 3, &On { hardware, dtype: Dtype::Bf16, open: &open });
+    assert!(streamed > 0 && parked > 0, "{streamed} streamed, {parked} parked");
 }

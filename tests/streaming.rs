@@ -93,6 +93,10 @@ fn neither_where_weights_are_nor_the_order_of_a_step_changes_a_bit() {
                     assert!(found == usual, "{family} in {dtype:?}, {residence:?}, {lanes} lanes");
                 }
             }
+            for lanes in [1, window.len()] {
+                let parked = Keep { parked: true, ..with_lanes(lanes) };
+                assert!(of(Residence::Streamed, parked) == usual, "{family}: parked, {lanes}");
+            }
             let kept = of(Residence::Streamed, Keep::EVERYTHING);
             assert!(kept == usual, "{family} in {dtype:?}: streamed, everything kept");
         }
@@ -108,10 +112,12 @@ fn weights_that_pass_through_a_gpu_give_the_same_bits_there() {
         let of =
             |residence, keep| gradient(&mut open(family, device.clone(), residence, keep), &window);
         let usual = of(Residence::Resident, Keep::EVERYTHING);
-        for lanes in [1, window.len()] {
-            let found = of(Residence::Streamed, with_lanes(lanes));
-            assert!(found == usual, "{family}, {lanes} lanes");
+        for (lanes, parked) in [(1, false), (1, true), (window.len(), false), (3, true)] {
+            let found = of(Residence::Streamed, Keep { parked, ..with_lanes(lanes) });
+            assert!(found == usual, "{family}, {lanes} lanes, parked: {parked}");
         }
+        let parked = Keep { parked: true, ..Keep::EVERYTHING };
+        assert!(of(Residence::Resident, parked) == usual, "{family}: parked, everything kept");
     }
 }
 

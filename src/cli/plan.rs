@@ -140,8 +140,8 @@ fn as_json(
     json!({
         "categories": table::categories_json(&plan.report),
         "device_bytes": plan.report.total.peak,
-        // On the CPU, what is in host memory is counted above; beside a GPU nothing is kept there.
-        "host_bytes": 0,
+        // Beside the device: on the CPU, what is in host memory is counted above.
+        "host_bytes": plan.host,
         "disk_bytes": disk_bytes(flags, plan),
         "fits": plan.fits(),
         "choices": {
@@ -149,6 +149,7 @@ fn as_json(
             "kept_layers": plan.keep.blocks.min(plan.layers),
             "weights": table::residence(plan),
             "lanes": plan.keep.lanes,
+            "parked": plan.keep.parked,
             "device": machine.name(),
             "quantization": spelled(flags.base.quantization),
             "optimizer": spelled(flags.optimizer.optimizer),

@@ -78,10 +78,14 @@ pub fn plan(plan: &Plan) -> String {
             format!("; weights are read once there and once back for {lanes} micro-batches")
         }
     };
+    let parked = match plan.keep.parked {
+        false => String::new(),
+        true => format!("; layer inputs wait in {} MiB of host memory", mib(plan.host)),
+    };
     let verdict = if plan.fits() { "fits" } else { "DOES NOT FIT" };
     let _ = write!(
         text,
-        "  {:<22} {total:>12}  of {budget} allowed: {verdict}; {kept}{streamed}",
+        "  {:<22} {total:>12}  of {budget} allowed: {verdict}; {kept}{streamed}{parked}",
         "total"
     );
     text

@@ -16,6 +16,7 @@ pub mod conveyor;
 pub mod cpu;
 pub mod cuda;
 pub mod memory;
+pub mod parking;
 pub mod plan;
 pub mod profile;
 pub mod queue;
@@ -115,6 +116,8 @@ pub struct Device {
     kind: Kind,
     failure: Arc<Mutex<Option<Error>>>,
     profile: Arc<OnceLock<Profile>>,
+    /// The book of host memory beside it.
+    host: Arc<Ledger>,
 }
 
 #[derive(Clone)]
@@ -155,7 +158,8 @@ impl Device {
     }
 
     fn new(kind: Kind) -> Self {
-        Self { kind, failure: Arc::default(), profile: Arc::default() }
+        let host = Ledger::new("host memory", u64::MAX);
+        Self { kind, failure: Arc::default(), profile: Arc::default(), host }
     }
 
     /// Records from now on where time goes.
@@ -432,6 +436,11 @@ impl Device {
     /// Who holds how many bytes.
     pub fn report(&self) -> Report {
         self.ledger().report()
+    }
+
+    /// Who holds how many bytes of host memory beside the device.
+    pub fn host_report(&self) -> Report {
+        self.host.report()
     }
 
     fn ledger(&self) -> &Arc<Ledger> {

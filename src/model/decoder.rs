@@ -124,13 +124,15 @@ impl Decoder {
         for (i, block) in self.layers.iter().enumerate() {
             self.visit(i, Some(i + 1).filter(|next| *next < layers))?;
             for (lane, draw) in w.lanes.iter_mut().zip(draws) {
+                let n = lane.tokens.count;
+                lane.park(device, i, n * hidden);
                 let (from, to) = lane.around(i);
                 let (below, above) = lane.inputs.split_at_mut(from.max(to));
                 let (x, y) = match from < to {
                     true => (&below[from], &mut above[0]),
                     false => (&above[0], &mut below[to]),
                 };
-                let (saved, n) = (i.saturating_sub(first_saved), lane.tokens.count);
+                let saved = i.saturating_sub(first_saved);
                 let mut cx = Context {
                     device,
                     tokens: &lane.tokens,
@@ -255,6 +257,8 @@ impl Decoder {
             self.visit(i, i.checked_sub(1).filter(|next| *next >= lowest))?;
             let taught = |(lane, _): &(&mut Lane, _)| lane.tokens.targets > 0;
             for (lane, draw) in w.lanes.iter_mut().zip(draws).filter(taught) {
+                let n = lane.tokens.count;
+                let input = lane.input(device, i, n * hidden);
                 let mut cx = Context {
                     device,
                     tokens: &lane.tokens,
@@ -262,7 +266,7 @@ impl Decoder {
                     dxa: &mut w.dxa,
                     dropout: dropout(*draw, training.dropped.as_mut()),
                 };
-                let x = lane.inputs[i].view(lane.tokens.count, hidden);
+                let x = lane.inputs[input].view(n, hidden);
                 let saved = match i.checked_sub(first_kept) {
                     Some(slot) => &w.saved[slot],
                     None => {

@@ -10,6 +10,7 @@
 //! and a block that has to be read from a file is read once for all of them; what lies between blocks
 //! waits in the lanes. The additions to a gradient are the same in the same order.
 
+use crate::device::parking::Parked;
 use crate::device::{Act, Buf, Device, Dtype, MatMut};
 use crate::error::Error;
 
@@ -28,15 +29,18 @@ pub struct Keep {
     pub logits: usize,
     /// Micro-batches that go through a block together.
     pub lanes: usize,
+    /// Whether inputs of blocks wait in host memory.
+    pub parked: bool,
 }
 
 impl Keep {
     /// Nothing is computed twice. 40 Mi logits of 4 bytes are half of those of 512 tokens and a
     /// vocabulary of 152 thousand: the head is then packed twice, which costs 2 % of a step.
-    pub const EVERYTHING: Self = Self { blocks: usize::MAX, logits: 40 << 20, lanes: 1 };
+    pub const EVERYTHING: Self =
+        Self { blocks: usize::MAX, logits: 40 << 20, lanes: 1, parked: false };
 
     /// The least memory.
-    pub const INPUTS: Self = Self { blocks: 1, logits: 16 << 20, lanes: 1 };
+    pub const INPUTS: Self = Self { blocks: 1, logits: 16 << 20, lanes: 1, parked: false };
 }
 
 /// What a workspace is for.
@@ -76,9 +80,14 @@ pub(super) struct Lane {
     pub tokens: Tokens,
     /// Inputs of the blocks, and the last one's output: one for each, or two in turn.
     pub inputs: Vec<Act>,
+    /// Where each block's input waits, if there are only two.
+    pub parked: Vec<Parked>,
     /// On the way back, the gradient at the input of the block that is next [N, C].
     pub dx: Option<Act>,
 }
+
+/// Label of what lies between blocks.
+const INPUTS: &str = "layer inputs";
 
 /// A chunk of logits.
 pub(super) struct Logits(Act);
@@ -130,7 +139,7 @@ impl Workspace {
             let blocks = if i == first_saved { 0..i + 1 } else { i..i + 1 };
             Saved::new(device, &decoder.layers[blocks], n)
         };
-        let lane = |_| Lane::new(device, decoder, limits, training);
+        let lane = |_| Lane::new(device, decoder, limits, training.then_some(keep));
         Ok(Self {
             lanes: (0..keep.lanes).map(lane).collect::<Result<_, _>>()?,
             kept,
@@ -163,17 +172,45 @@ impl Lane {
         device: &Device,
         decoder: &Decoder,
         limits: Limits,
-        training: bool,
+        training: Option<Keep>,
     ) -> Result<Self, Error> {
         let (c, hidden) = (&decoder.config, limits.tokens * decoder.config.hidden);
-        let inputs = if training { c.layers + 1 } else { 2 };
-        let inputs = (0..inputs).map(|_| device.alloc_act("layer inputs", hidden));
-        let dx = training.then(|| device.alloc_act("activation gradients", hidden));
+        let (inputs, parked) = match training {
+            None => (2, 0),
+            Some(Keep { parked: true, .. }) => (2, c.layers),
+            Some(_) => (c.layers + 1, 0),
+        };
+        let inputs = (0..inputs).map(|_| device.alloc_act(INPUTS, hidden));
+        let parked =
+            (0..parked).map(|_| device.alloc_parked(INPUTS, hidden * device.dtype().size()));
+        let dx = training.is_some().then(|| device.alloc_act("activation gradients", hidden));
         Ok(Self {
             tokens: Tokens::new(device, c, limits)?,
             inputs: inputs.collect::<Result<_, _>>()?,
+            parked: parked.collect::<Result<_, _>>()?,
             dx: dx.transpose()?,
         })
+    }
+
+    /// Lets the input of block `i`, which holds `len` numbers, wait where all inputs do, if that is not
+    /// where it is.
+    pub fn park(&mut self, device: &Device, i: usize, len: usize) {
+        let from = self.around(i).0;
+        if let Some(parked) = self.parked.get_mut(i) {
+            device.park(&self.inputs[from], len, parked);
+        }
+    }
+
+    /// The input of block `i`, of `len` numbers, on the way back.
+    pub fn input(&mut self, device: &Device, i: usize, len: usize) -> usize {
+        match self.parked.get(i) {
+            None => i,
+            Some(parked) => {
+                let to = i % self.inputs.len();
+                device.unpark(parked, len, &mut self.inputs[to]);
+                to
+            }
+        }
     }
 
     /// Which of the inputs block `i` reads and which it writes.

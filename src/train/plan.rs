@@ -84,6 +84,8 @@ pub struct Plan {
     pub layers: usize,
     /// Bytes by label.
     pub report: Report,
+    /// Bytes of host memory beside the device.
+    pub host: u64,
     /// Bytes allowed.
     pub budget: u64,
 }
@@ -102,19 +104,19 @@ impl Plan {
 
 /// The plan that computes least within `budget` bytes; if none fits, the smallest.
 ///
-/// In this order: blocks keep everything; some keep their inputs and compute the rest again; weights
-/// are read when their turn comes, with all micro-batches of a step going through a block together;
-/// with fewer of them.
+/// In this order: blocks keep everything; some keep their inputs and compute the rest again; beside a
+/// GPU, inputs wait in host memory; weights are read when their turn comes, with all micro-batches of a
+/// step going through a block together; with fewer of them.
 ///
 /// # Errors
 /// As [`load`] for what can be told from shapes.
 pub fn plan(job: &Job, budget: u64) -> Result<Plan, Error> {
     let planner = Planner { job, budget };
     match job.residence {
-        Some(Residence::Resident) => planner.one_lane(Residence::Resident),
+        Some(Residence::Resident) => planner.resident(),
         Some(Residence::Streamed) => planner.streamed(),
         None => {
-            let resident = planner.one_lane(Residence::Resident)?;
+            let resident = planner.resident()?;
             if resident.fits() {
                 return Ok(resident);
             }
@@ -184,8 +186,9 @@ struct Planner<'a> {
 
 impl Planner<'_> {
     fn with(&self, residence: Residence, keep: Keep) -> Result<Plan, Error> {
-        let (layers, report) = (self.job.config.layers, book(self.job, residence, keep)?);
-        Ok(Plan { keep, residence, layers, report, budget: self.budget })
+        let (layers, device) = (self.job.config.layers, book(self.job, residence, keep)?);
+        let (report, host) = (device.report(), device.host_report().total.peak);
+        Ok(Plan { keep, residence, layers, report, host, budget: self.budget })
     }
 
     /// Micro-batches one after the other, with as many blocks that keep everything as fit.
@@ -214,7 +217,8 @@ impl Planner<'_> {
         let wanted = self.job.residence;
         for residence in [Residence::Resident, Residence::Streamed] {
             if wanted.is_none_or(|wanted| wanted == residence) {
-                match planner.with(residence, Keep::INPUTS) {
+                let keep = Keep { parked: self.can_park(), ..Keep::INPUTS };
+                match planner.with(residence, keep) {
                     Ok(plan) if plan.fits() => return Ok(true),
                     Err(error) if wanted.is_some() => return Err(error),
                     _ => (),
@@ -224,10 +228,39 @@ impl Planner<'_> {
         Ok(false)
     }
 
-    /// As many micro-batches of a step together as fit.
+    /// All weights on the device; inputs of blocks wait in host memory if there is no other way.
+    fn resident(&self) -> Result<Plan, Error> {
+        let plan = self.one_lane(Residence::Resident)?;
+        match plan.fits() || !self.can_park() {
+            true => Ok(plan),
+            false => self.with(Residence::Resident, Keep { parked: true, ..Keep::INPUTS }),
+        }
+    }
+
+    /// Whether there is host memory beside that of the device.
+    fn can_park(&self) -> bool {
+        matches!(self.job.hardware, Hardware::Cuda { .. })
+    }
+
+    /// As many micro-batches of a step together as fit, with inputs of blocks in host memory if that
+    /// makes them more.
     fn streamed(&self) -> Result<Plan, Error> {
-        let with = |lanes| self.with(Residence::Streamed, Keep { lanes, ..Keep::INPUTS });
-        let mut best = self.one_lane(Residence::Streamed)?;
+        let here = self.together(self.one_lane(Residence::Streamed)?)?;
+        if here.fits() && here.keep.lanes == self.job.window || !self.can_park() {
+            return Ok(here);
+        }
+        let parked = Keep { parked: true, ..Keep::INPUTS };
+        let parked = self.together(self.with(Residence::Streamed, parked)?)?;
+        match here.fits() && here.keep.lanes >= parked.keep.lanes {
+            true => Ok(here),
+            false => Ok(parked),
+        }
+    }
+
+    /// The plan `best` of one lane, with as many as fit.
+    fn together(&self, mut best: Plan) -> Result<Plan, Error> {
+        let parked = best.keep.parked;
+        let with = |lanes| self.with(Residence::Streamed, Keep { lanes, parked, ..Keep::INPUTS });
         if !best.fits() || self.job.window == 1 {
             return Ok(best);
         }
@@ -248,7 +281,8 @@ impl Planner<'_> {
     }
 }
 
-fn book(job: &Job, residence: Residence, keep: Keep) -> Result<Report, Error> {
+/// A step on a device that only books.
+fn book(job: &Job, residence: Residence, keep: Keep) -> Result<Device, Error> {
     let device = Device::plan(job.hardware, job.dtype, u64::MAX);
     let (config, weights) = (job.config.clone(), job.weights);
     let mut decoder = load(&device, config, weights, job.quantization, residence)?;
@@ -261,7 +295,7 @@ fn book(job: &Job, residence: Residence, keep: Keep) -> Result<Report, Error> {
     session.gradient(&[full(job.limits)], Draw { seed: 0, stream: 0 })?;
     optimizer.step(&device, &mut session.params, 0.0, 1)?;
     device.synchronize()?;
-    Ok(device.report())
+    Ok(device)
 }
 
 /// A micro-batch at all limits at once.

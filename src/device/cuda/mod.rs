@@ -11,6 +11,7 @@
 
 mod feed;
 mod open;
+mod pinned;
 mod staging;
 mod timing;
 
@@ -27,6 +28,7 @@ use cudarc::driver::{
 
 pub use feed::{Arrival, Feed};
 pub use open::{Card, look};
+pub use pinned::Pinned;
 
 use super::cpu::SCRATCH;
 use super::memory::{Booking, Ledger};
