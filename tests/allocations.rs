@@ -11,6 +11,7 @@ use qlora_train::model::load::Residence;
 use qlora_train::model::workspace::{Keep, Purpose};
 use qlora_train::ops::dropout::Draw;
 use qlora_train::optim::adamw::{Moments, Settings};
+use qlora_train::optim::shelf::Paging;
 
 /// The system's allocator with a count of the calls for more.
 struct Counting;
@@ -73,7 +74,7 @@ fn calls_of_steps(family: &str, keep: Keep, moments: Moments, threads: usize) ->
         purpose: Purpose::Training(keep),
     };
     let mut session = open.session();
-    let mut optimizer = session.optimizer(ADAMW, moments).unwrap();
+    let mut optimizer = session.optimizer(ADAMW, moments, Paging::Resident).unwrap();
     let device = session.device.clone();
     assert!(CALLS.load(Relaxed) > 0, "loading a model allocates");
     let calls_of_step = |step| {

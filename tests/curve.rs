@@ -15,6 +15,7 @@ use qlora_train::model::load::{Quantization, Residence};
 use qlora_train::ops::dropout::Draw;
 use qlora_train::optim::adamw::{Moments, Settings};
 use qlora_train::optim::schedule::{Schedule, Shape};
+use qlora_train::optim::shelf::Paging;
 use qlora_train::tolerance::scaled_error;
 use qlora_train::train::steps::{Length, Steps};
 
@@ -29,13 +30,20 @@ struct Curve {
 struct How {
     data: &'static str,
     moments: Moments,
+    paging: Paging,
     /// Steps that are taken of those the case has.
     steps: u64,
     /// Batch size and accumulation; the case's own if absent.
     split: Option<(usize, usize)>,
 }
 
-const USUAL: How = How { data: "data.jsonl", moments: Moments::F32, steps: 50, split: None };
+const USUAL: How = How {
+    data: "data.jsonl",
+    moments: Moments::F32,
+    paging: Paging::Resident,
+    steps: 50,
+    split: None,
+};
 
 fn curve(
     device: &Device,
@@ -76,7 +84,7 @@ fn curve(
         weight_decay: number("weight_decay"),
         max_grad_norm: number("max_grad_norm"),
     };
-    let mut optimizer = session.optimizer(adamw, how.moments).unwrap();
+    let mut optimizer = session.optimizer(adamw, how.moments, how.paging).unwrap();
     let schedule = Schedule {
         shape: Shape::Cosine,
         peak: number("learning_rate"),
@@ -169,6 +177,29 @@ fn eight_bit_moments_follow_the_curve_of_f32_ones() {
     let how = How { moments: Moments::EightBit, ..USUAL };
     let ours = curve(&cpu(2, Dtype::F32), &case, &settings, how);
     assert_losses("8-bit", &ours, &case, |exact| 0.02 * exact);
+}
+
+/// Pages of several matrices, and of one that is larger than a page.
+const SMALL_PAGES: Paging = Paging::Paged { numbers: 3000 };
+
+#[test]
+fn moments_that_come_page_by_page_change_no_bit() {
+    let (settings, case) = case("plain");
+    for moments in [Moments::F32, Moments::EightBit] {
+        let how = How { moments, steps: 5, ..USUAL };
+        let of = |device: &Device, paging| {
+            let ours = curve(device, &case, &settings, How { paging, ..how });
+            (ours.losses, ours.norms)
+        };
+        let device = cpu(2, Dtype::F32);
+        assert_eq!(of(&device, USUAL.paging), of(&device, SMALL_PAGES), "{moments:?} on the CPU");
+        #[cfg(target_os = "linux")]
+        {
+            let device = common::gpu();
+            let found = of(&device, SMALL_PAGES);
+            assert_eq!(of(&device, USUAL.paging), found, "{moments:?} on a GPU");
+        }
+    }
 }
 
 #[test]

@@ -181,7 +181,7 @@ impl Case {
             weight_decay: 0.0,
             max_grad_norm: 1.0,
         };
-        let mut optimizer = session.optimizer(settings, self.moments).unwrap();
+        let mut optimizer = session.optimizer(settings, self.moments, planned.paging).unwrap();
         for step in 1..=2 {
             let done = session.gradient(&self.window, Draw { seed: 1, stream: 0 }).unwrap();
             let norm = optimizer.step(device, &mut session.params, 1e-3, step).unwrap();

@@ -41,6 +41,7 @@ use qlora_train::ops::Write;
 use qlora_train::ops::dropout::Draw;
 use qlora_train::ops::gemm::{Epilogue, Form, Term, matmul};
 use qlora_train::optim::adamw::{self, AdamW, Moments};
+use qlora_train::optim::shelf::Paging;
 use qlora_train::train::session::Session;
 
 use cases::Case;
@@ -222,7 +223,7 @@ fn open(case: &Case, folder: &Path, device: &Device) -> Result<(Session, AdamW),
         weight_decay: 0.0,
         max_grad_norm: 1.0,
     };
-    let optimizer = session.optimizer(adamw, Moments::F32)?;
+    let optimizer = session.optimizer(adamw, Moments::F32, Paging::Resident)?;
     Ok((session, optimizer))
 }
 

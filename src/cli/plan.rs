@@ -10,6 +10,7 @@ use qlora_train::checkpoint::weights::Weights;
 use qlora_train::error::{Error, Place};
 use qlora_train::model::config::Config;
 use qlora_train::model::tokens::Limits;
+use qlora_train::optim::shelf::Paging;
 use qlora_train::train::evaluate;
 use qlora_train::train::plan::{Outlook, Plan, outlook, plan};
 use qlora_train::train::steps::Steps;
@@ -150,6 +151,7 @@ fn as_json(
             "weights": table::residence(plan),
             "lanes": plan.keep.lanes,
             "parked": plan.keep.parked,
+            "paged": plan.paging != Paging::Resident,
             "device": machine.name(),
             "quantization": spelled(flags.base.quantization),
             "optimizer": spelled(flags.optimizer.optimizer),

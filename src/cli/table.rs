@@ -5,6 +5,7 @@ use std::fmt::Write;
 use qlora_train::device::Report;
 
 use qlora_train::model::load::Residence;
+use qlora_train::optim::shelf::Paging;
 use qlora_train::train::plan::{Outlook, Plan};
 use serde_json::{Map, Value, json};
 
@@ -78,14 +79,17 @@ pub fn plan(plan: &Plan) -> String {
             format!("; weights are read once there and once back for {lanes} micro-batches")
         }
     };
-    let parked = match plan.keep.parked {
-        false => String::new(),
-        true => format!("; layer inputs wait in {} MiB of host memory", mib(plan.host)),
+    let waiting = match (plan.keep.parked, plan.paging) {
+        (false, _) => String::new(),
+        (true, paging) => {
+            let moments = if paging != Paging::Resident { " and moments" } else { "" };
+            format!("; layer inputs{moments} wait in {} MiB of host memory", mib(plan.host))
+        }
     };
     let verdict = if plan.fits() { "fits" } else { "DOES NOT FIT" };
     let _ = write!(
         text,
-        "  {:<22} {total:>12}  of {budget} allowed: {verdict}; {kept}{streamed}{parked}",
+        "  {:<22} {total:>12}  of {budget} allowed: {verdict}; {kept}{streamed}{waiting}",
         "total"
     );
     text

@@ -102,7 +102,7 @@ impl Task<'_> {
         let found = find_checkpoint(flags, folder, &identity, total)?;
         let (session, adapter) = self.load()?;
         let moments = flags.optimizer.optimizer.moments();
-        let optimizer = session.optimizer(flags.optimizer.settings(), moments)?;
+        let optimizer = session.optimizer(flags.optimizer.settings(), moments, self.plan.paging)?;
         signals::check(stop)?;
         let text = resolved::file(self.args, &resolved);
         atomic::write_bytes(&folder.file(SETTINGS_FILE), text)?;

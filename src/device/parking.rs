@@ -3,9 +3,11 @@
 //! On a GPU it is pinned, and copies are queued with everything else: nothing is waited for. On the CPU
 //! it is memory like any other. It is booked apart from the memory of the device.
 
+use bytemuck::Pod;
+
 use super::cuda::Pinned;
 use super::memory::Booking;
-use super::{Act, Device, Kind};
+use super::{Buf, Device, Kind};
 use crate::error::Error;
 
 /// Room for numbers that wait.
@@ -22,7 +24,7 @@ enum Memory {
 }
 
 impl Device {
-    /// Room in host memory for `bytes` bytes under `label`.
+    /// `bytes` zeros in host memory under `label`.
     ///
     /// # Errors
     /// [`Error::Device`]: the system has no more memory that can be pinned.
@@ -36,45 +38,65 @@ impl Device {
         Ok(Parked { memory, bytes, _booking: booking })
     }
 
-    /// Copies the first `len` elements of `from` to `to`.
-    pub fn park(&self, from: &Act, len: usize, to: &mut Parked) {
+    /// Copies the first `len` numbers of `from` to `to`.
+    pub fn park<T: Pod>(&self, from: &Buf<T>, len: usize, to: &mut Parked) {
         let bytes = to.check(from, len);
         match (&self.kind, &mut to.memory) {
             (Kind::Cuda(cuda), Memory::Pinned(pinned)) => {
                 // SAFETY: both are as long as checked; the pinned memory belongs to `to`, which is read
                 // by copies queued after this one only, and freed behind them.
-                self.note(unsafe { cuda.park(from.bytes().address(), bytes, pinned) });
+                self.note(unsafe { cuda.park(from.address(), bytes, pinned) });
             }
             (_, Memory::Host(memory)) => {
-                let host = from.bytes().host().expect("the CPU sees its memory");
-                memory[..bytes].copy_from_slice(&host[..bytes]);
+                let host = from.host().expect("the CPU sees its memory");
+                memory[..bytes].copy_from_slice(bytemuck::cast_slice(&host[..len]));
             }
             _ => (),
         }
     }
 
-    /// Copies the first `len` elements of `from` to `to`.
-    pub fn unpark(&self, from: &Parked, len: usize, to: &mut Act) {
+    /// Copies the first `len` numbers of `from` to `to`.
+    pub fn unpark<T: Pod>(&self, from: &Parked, len: usize, to: &mut Buf<T>) {
         let bytes = from.check(to, len);
         match (&self.kind, &from.memory) {
             (Kind::Cuda(cuda), Memory::Pinned(pinned)) => {
                 // SAFETY: as above.
-                self.note(unsafe { cuda.unpark(pinned, bytes, to.bytes_mut().address_mut()) });
+                self.note(unsafe { cuda.unpark(pinned, bytes, to.address_mut()) });
             }
             (_, Memory::Host(memory)) => {
-                let host = to.bytes_mut().host_mut().expect("the CPU sees its memory");
-                host[..bytes].copy_from_slice(&memory[..bytes]);
+                let host = to.host_mut().expect("the CPU sees its memory");
+                bytemuck::cast_slice_mut(&mut host[..len]).copy_from_slice(&memory[..bytes]);
             }
             _ => (),
+        }
+    }
+
+    /// Waits for what is queued and copies the start of `from` to `to`; a plan gives zeros.
+    pub fn read_parked<T: Pod>(&self, from: &Parked, to: &mut [T]) {
+        let to: &mut [u8] = bytemuck::cast_slice_mut(to);
+        match &from.memory {
+            Memory::Pinned(pinned) => self.note(pinned.read(to)),
+            Memory::Host(memory) => to.copy_from_slice(&memory[..to.len()]),
+            Memory::Planned => to.fill(0),
+        }
+    }
+
+    /// Waits for what is queued and copies `from` to the start of `to`.
+    pub fn write_parked<T: Pod>(&self, from: &[T], to: &mut Parked) {
+        let from: &[u8] = bytemuck::cast_slice(from);
+        match &mut to.memory {
+            Memory::Pinned(pinned) => self.note(pinned.write(from)),
+            Memory::Host(memory) => memory[..from.len()].copy_from_slice(from),
+            Memory::Planned => (),
         }
     }
 }
 
 impl Parked {
-    fn check(&self, act: &Act, len: usize) -> usize {
-        let bytes = len * act.dtype().size();
+    fn check<T: Pod>(&self, buf: &Buf<T>, len: usize) -> usize {
+        let bytes = len * size_of::<T>();
         assert!(bytes <= self.bytes, "{bytes} bytes in room for {}", self.bytes);
-        assert!(len <= act.len(), "{len} elements of {}", act.len());
+        assert!(len <= buf.len(), "{len} numbers of {}", buf.len());
         bytes
     }
 }

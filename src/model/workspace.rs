@@ -197,7 +197,7 @@ impl Lane {
     pub fn park(&mut self, device: &Device, i: usize, len: usize) {
         let from = self.around(i).0;
         if let Some(parked) = self.parked.get_mut(i) {
-            device.park(&self.inputs[from], len, parked);
+            device.park(self.inputs[from].bytes(), len * device.dtype().size(), parked);
         }
     }
 
@@ -207,7 +207,8 @@ impl Lane {
             None => i,
             Some(parked) => {
                 let to = i % self.inputs.len();
-                device.unpark(parked, len, &mut self.inputs[to]);
+                let bytes = len * device.dtype().size();
+                device.unpark(parked, bytes, self.inputs[to].bytes_mut());
                 to
             }
         }

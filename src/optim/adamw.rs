@@ -1,5 +1,7 @@
 //! AdamW and its state: two moments for every trainable number, in f32 or in eight bits.
 
+use std::ops::Range;
+
 use crate::device::{Buf, Device};
 use crate::error::Error;
 use crate::ops::adamw::{Hyper, State32, adamw};
@@ -7,6 +9,8 @@ use crate::ops::adamw_8bit::{State8, adamw_8bit};
 use crate::ops::sum_squares::sum_squares;
 use crate::params::{Entry, Params};
 use crate::quant::{self, STATE_BLOCK};
+
+use super::shelf::{LABEL, Paging, Shelf};
 
 /// How the moments are kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,14 +39,12 @@ pub struct Settings {
 /// Numbers below which bitsandbytes keeps a tensor's moments in f32.
 const SMALLEST_EIGHT_BIT: usize = 4096;
 
-/// Label of the moments.
-const LABEL: &str = "optimizer moments";
-
 /// The state of AdamW.
 pub struct AdamW {
     settings: Settings,
+    pages: Vec<Page>,
     /// First and second moments in f32, over the whole array or over its small matrices.
-    pub plain: [Buf<f32>; 2],
+    pub plain: [Shelf<f32>; 2],
     /// Moments in eight bits.
     pub eight_bit: Option<EightBit>,
     norm: Buf<f64>,
@@ -51,9 +53,9 @@ pub struct AdamW {
 /// Moments in eight bits.
 pub struct EightBit {
     /// Codes of first and second moments.
-    pub codes: [Buf<u8>; 2],
+    pub codes: [Shelf<u8>; 2],
     /// One scale for each 256 codes.
-    pub scales: [Buf<f32>; 2],
+    pub scales: [Shelf<f32>; 2],
     maps: [Buf<f32>; 2],
 }
 
@@ -67,14 +69,20 @@ impl AdamW {
         params: &Params,
         settings: Settings,
         moments: Moments,
+        paging: Paging,
     ) -> Result<Self, Error> {
-        let layout = Layout::of(params.index().entries(), moments);
-        let plain = || device.alloc::<f32>(LABEL, layout.plain);
+        let most = match paging {
+            Paging::Resident => usize::MAX,
+            Paging::Paged { numbers } => numbers,
+        };
+        let pages = pages(params.index().entries(), moments, most);
+        let plain = || Shelf::new(device, Page::all(&pages, |at| at.plain), paging);
         let eight_bit = match moments {
             Moments::F32 => None,
-            Moments::EightBit => Some(EightBit::new(device, &layout)?),
+            Moments::EightBit => Some(EightBit::new(device, &pages, paging)?),
         };
-        Ok(Self { settings, plain: [plain()?, plain()?], eight_bit, norm: device.alloc(LABEL, 1)? })
+        let (plain, norm) = ([plain()?, plain()?], device.alloc(LABEL, 1)?);
+        Ok(Self { settings, pages, plain, eight_bit, norm })
     }
 
     /// Step `step`, counted from 1, at learning rate `rate`. Gives the norm of all gradients before
@@ -115,64 +123,121 @@ impl AdamW {
     }
 
     fn update(&mut self, device: &Device, params: &mut Params, hyper: &Hyper) {
-        let [m, v] = &mut self.plain;
-        let (values, grads) = (&mut params.values, &params.grads);
-        let Some(eight_bit) = &mut self.eight_bit else {
-            let all = 0..values.len();
-            return adamw(device, values, grads, State32 { m, v, start: 0 }, all, hyper);
-        };
-        let mut at = Layout::default();
-        for Entry { range, .. } in params.index.entries() {
-            let Layout { plain, codes, blocks } = at;
-            at.push(range.len(), Moments::EightBit);
-            if range.len() < SMALLEST_EIGHT_BIT {
-                let state = State32 { m, v, start: plain };
-                adamw(device, values, grads, state, range.clone(), hyper);
-            } else {
-                let state = eight_bit.state();
-                adamw_8bit(device, values, grads, state, range.clone(), codes, blocks, hyper);
+        let Self { pages, plain, eight_bit, .. } = self;
+        for (number, page) in pages.iter().enumerate() {
+            let [m, v] = &mut *plain;
+            let ((m, start), (v, _)) = (m.open(device, number), v.open(device, number));
+            match eight_bit {
+                None => {
+                    let (values, grads) = (&mut params.values, &params.grads);
+                    let state = State32 { m, v, start };
+                    adamw(device, values, grads, state, page.numbers.clone(), hyper);
+                }
+                Some(eight_bit) => {
+                    eight_bit.update(device, params, (number, page), (m, v, start), hyper);
+                }
             }
+            plain.iter_mut().for_each(|shelf| shelf.close(device, number));
         }
     }
 }
 
 impl EightBit {
-    fn new(device: &Device, layout: &Layout) -> Result<Self, Error> {
+    fn new(device: &Device, pages: &[Page], paging: Paging) -> Result<Self, Error> {
         let mut maps = [device.alloc(LABEL, 256)?, device.alloc(LABEL, 256)?];
         device.upload(quant::SIGNED.values(), &mut maps[0]);
         device.upload(quant::UNSIGNED.values(), &mut maps[1]);
-        let codes = || device.alloc(LABEL, layout.codes);
-        let scales = || device.alloc(LABEL, layout.blocks);
+        let codes = || Shelf::new(device, Page::all(pages, |at| at.codes), paging);
+        let scales = || Shelf::new(device, Page::all(pages, |at| at.blocks), paging);
         Ok(Self { codes: [codes()?, codes()?], scales: [scales()?, scales()?], maps })
     }
 
-    fn state(&mut self) -> State8<'_> {
+    /// One page; `plain` is where the moments of its small matrices are.
+    fn update(
+        &mut self,
+        device: &Device,
+        params: &mut Params,
+        (number, page): (usize, &Page),
+        (plain_m, plain_v, plain_start): (&mut Buf<f32>, &mut Buf<f32>, usize),
+        hyper: &Hyper,
+    ) {
         let ([m, v], [m_absmax, v_absmax]) = (&mut self.codes, &mut self.scales);
-        State8 { m, v, m_absmax, v_absmax, signed_map: &self.maps[0], unsigned_map: &self.maps[1] }
+        let ((m, codes), (v, _)) = (m.open(device, number), v.open(device, number));
+        let ((m_absmax, blocks), (v_absmax, _)) =
+            (m_absmax.open(device, number), v_absmax.open(device, number));
+        let mut at = Place { numbers: 0, plain: plain_start, codes, blocks };
+        let Params { index, values, grads, .. } = params;
+        for Entry { range, .. } in &index.entries()[page.entries.clone()] {
+            let Place { plain, codes, blocks, .. } = at;
+            at = at.after(range.len(), Moments::EightBit);
+            if range.len() < SMALLEST_EIGHT_BIT {
+                let state = State32 { m: plain_m, v: plain_v, start: plain };
+                adamw(device, values, grads, state, range.clone(), hyper);
+            } else {
+                let [signed_map, unsigned_map] = &self.maps;
+                let state = State8 { m, v, m_absmax, v_absmax, signed_map, unsigned_map };
+                adamw_8bit(device, values, grads, state, range.clone(), codes, blocks, hyper);
+            }
+        }
+        self.codes.iter_mut().for_each(|shelf| shelf.close(device, number));
+        self.scales.iter_mut().for_each(|shelf| shelf.close(device, number));
     }
 }
 
-/// Where the moments of the matrices lie, and how many there are of each kind.
+/// How many numbers of each kind come before something.
 #[derive(Debug, Clone, Copy, Default)]
-struct Layout {
+struct Place {
+    numbers: usize,
     plain: usize,
     codes: usize,
     blocks: usize,
 }
 
-impl Layout {
-    fn of(entries: &[Entry], moments: Moments) -> Self {
-        let mut layout = Self::default();
-        entries.iter().for_each(|entry| layout.push(entry.range.len(), moments));
-        layout
-    }
-
-    fn push(&mut self, len: usize, moments: Moments) {
+impl Place {
+    /// The place behind a matrix of `len` numbers.
+    fn after(self, len: usize, moments: Moments) -> Self {
+        let numbers = self.numbers + len;
         if moments == Moments::F32 || len < SMALLEST_EIGHT_BIT {
-            self.plain += len;
-        } else {
-            self.codes += len;
-            self.blocks += len.div_ceil(STATE_BLOCK);
+            return Self { numbers, plain: self.plain + len, ..self };
         }
+        let (codes, blocks) = (self.codes + len, self.blocks + len.div_ceil(STATE_BLOCK));
+        Self { numbers, codes, blocks, ..self }
     }
+}
+
+/// Matrices whose state comes and goes together.
+#[derive(Debug, Clone)]
+struct Page {
+    /// Which.
+    entries: Range<usize>,
+    /// Their numbers in the flat array.
+    numbers: Range<usize>,
+    from: Place,
+    to: Place,
+}
+
+impl Page {
+    /// The ranges of all pages in one array of state.
+    fn all(pages: &[Self], of: impl Fn(Place) -> usize) -> Vec<Range<usize>> {
+        pages.iter().map(|page| of(page.from)..of(page.to)).collect()
+    }
+}
+
+/// Pages of at most `most` numbers, but of one matrix at least.
+fn pages(entries: &[Entry], moments: Moments, most: usize) -> Vec<Page> {
+    let mut pages: Vec<Page> = Vec::new();
+    let mut from = Place::default();
+    for (number, Entry { range, .. }) in entries.iter().enumerate() {
+        let to = from.after(range.len(), moments);
+        match pages.last_mut().filter(|page| to.numbers - page.from.numbers <= most) {
+            Some(page) => {
+                (page.entries.end, page.numbers.end, page.to) = (number + 1, range.end, to);
+            }
+            None => {
+                pages.push(Page { entries: number..number + 1, numbers: range.clone(), from, to });
+            }
+        }
+        from = to;
+    }
+    pages
 }

@@ -5,3 +5,4 @@
 
 pub mod adamw;
 pub mod schedule;
+pub mod shelf;

@@ -16,11 +16,12 @@ use crate::checkpoint::atomic;
 use crate::checkpoint::digest::Digest;
 use crate::checkpoint::tensors::{DType, TensorFile};
 use crate::checkpoint::writer::{Align, TensorSpec, TensorWriter};
-use crate::device::{Buf, Device};
+use crate::device::Device;
 use crate::error::{Error, Place};
 use crate::json;
 use crate::methods::lora;
 use crate::optim::adamw::AdamW;
+use crate::optim::shelf::Shelf;
 use crate::params::Params;
 
 use super::export::write_adapter;
@@ -198,11 +199,11 @@ impl Found {
         optimizer: &mut AdamW,
     ) -> Result<(), Error> {
         lora::restore(device, params, &self.adapter);
-        let read_f32 = |name: &str, buf: &mut Buf<f32>| {
+        let read_f32 = |name: &str, buf: &mut Shelf<f32>| {
             let tensor = self.tensor(name, DType::F32, buf.len())?;
             let mut values = vec![0.0; buf.len()];
             tensor.to_f32(&mut values)?;
-            device.upload(&values, buf);
+            buf.upload(device, &values);
             Ok::<_, Error>(())
         };
         for (buf, name) in optimizer.plain.iter_mut().zip(PLAIN) {
@@ -213,7 +214,7 @@ impl Found {
             read_f32(name, buf)?;
         }
         for (buf, name) in eight_bit.codes.iter_mut().zip(CODES) {
-            device.upload(self.tensor(name, DType::U8, buf.len())?.data, buf);
+            buf.upload(device, self.tensor(name, DType::U8, buf.len())?.data);
         }
         Ok(())
     }
@@ -247,9 +248,9 @@ fn write_moments(path: &Path, device: &Device, optimizer: &AdamW) -> Result<(), 
         specs.extend(spec(CODES, DType::U8, eight_bit.codes[0].len()));
     }
     let mut writer = TensorWriter::create(path, vec![specs], Align::Packed)?;
-    let mut write_f32 = |name, buf: &Buf<f32>| {
+    let mut write_f32 = |name, buf: &Shelf<f32>| {
         let mut values = vec![0.0; buf.len()];
-        device.download(buf, &mut values);
+        buf.download(device, &mut values);
         writer.write_f32(name, &values)
     };
     for (buf, name) in optimizer.plain.iter().zip(PLAIN) {
@@ -261,7 +262,7 @@ fn write_moments(path: &Path, device: &Device, optimizer: &AdamW) -> Result<(), 
         }
         for (buf, name) in eight_bit.codes.iter().zip(CODES) {
             let mut codes = vec![0; buf.len()];
-            device.download(buf, &mut codes);
+            buf.download(device, &mut codes);
             writer.write(name, &codes)?;
         }
     }

@@ -11,6 +11,7 @@ use crate::model::tokens::Limits;
 use crate::model::workspace::{Keep, Purpose};
 use crate::ops::dropout::Draw;
 use crate::optim::adamw::{Moments, Settings};
+use crate::optim::shelf::Paging;
 use crate::params::Index;
 
 use super::session::Session;
@@ -82,6 +83,8 @@ pub struct Plan {
     pub residence: Residence,
     /// Count of blocks.
     pub layers: usize,
+    /// Where moments are.
+    pub paging: Paging,
     /// Bytes by label.
     pub report: Report,
     /// Bytes of host memory beside the device.
@@ -105,7 +108,7 @@ impl Plan {
 /// The plan that computes least within `budget` bytes; if none fits, the smallest.
 ///
 /// In this order: blocks keep everything; some keep their inputs and compute the rest again; beside a
-/// GPU, inputs wait in host memory; weights are read when their turn comes, with all micro-batches of a
+/// GPU, inputs wait in host memory, and moments; weights are read when their turn comes, with all micro-batches of a
 /// step going through a block together; with fewer of them.
 ///
 /// # Errors
@@ -147,7 +150,8 @@ pub struct Outlook {
 /// As [`plan`].
 pub fn outlook(job: &Job, budget: u64, seq_len: usize) -> Result<Outlook, Error> {
     let planner = Planner { job, budget };
-    let total = |keep| planner.with(Residence::Resident, keep).map(|plan| plan.total());
+    let total =
+        |keep| planner.with(Residence::Resident, keep, Paging::Resident).map(|plan| plan.total());
     let (everything, resident) = (total(Keep::EVERYTHING)?, total(Keep::INPUTS)?);
     let limits = |tokens, sequences| Limits { tokens, sequences, targets: tokens };
     let sequence = |tokens| planner.fits_somehow(limits(tokens, 1));
@@ -185,15 +189,24 @@ struct Planner<'a> {
 }
 
 impl Planner<'_> {
-    fn with(&self, residence: Residence, keep: Keep) -> Result<Plan, Error> {
-        let (layers, device) = (self.job.config.layers, book(self.job, residence, keep)?);
+    fn with(&self, residence: Residence, keep: Keep, paging: Paging) -> Result<Plan, Error> {
+        let (layers, device) = (self.job.config.layers, book(self.job, residence, keep, paging)?);
         let (report, host) = (device.report(), device.host_report().total.peak);
-        Ok(Plan { keep, residence, layers, report, host, budget: self.budget })
+        Ok(Plan { keep, residence, layers, paging, report, host, budget: self.budget })
+    }
+
+    /// What can wait in host memory, the least first: nothing where there is none beside the device.
+    fn waiting(&self) -> &'static [(bool, Paging)] {
+        const NOTHING: (bool, Paging) = (false, Paging::Resident);
+        match self.job.hardware {
+            Hardware::Cpu { .. } => &[NOTHING],
+            Hardware::Cuda { .. } => &[NOTHING, (true, Paging::Resident), (true, Paging::PAGED)],
+        }
     }
 
     /// Micro-batches one after the other, with as many blocks that keep everything as fit.
     fn one_lane(&self, residence: Residence) -> Result<Plan, Error> {
-        let with = |blocks, keep| self.with(residence, Keep { blocks, ..keep });
+        let with = |blocks, keep| self.with(residence, Keep { blocks, ..keep }, Paging::Resident);
         let layers = self.job.config.layers;
         let everything = with(layers, Keep::EVERYTHING)?;
         if everything.fits() {
@@ -211,14 +224,26 @@ impl Planner<'_> {
         Ok(best)
     }
 
+    /// All weights on the device; other things wait in host memory if there is no other way.
+    fn resident(&self) -> Result<Plan, Error> {
+        let mut plan = self.one_lane(Residence::Resident)?;
+        for (parked, paging) in &self.waiting()[1..] {
+            if !plan.fits() {
+                let keep = Keep { parked: *parked, ..Keep::INPUTS };
+                plan = self.with(Residence::Resident, keep, *paging)?;
+            }
+        }
+        Ok(plan)
+    }
+
     /// Whether a micro-batch of `limits` fits in the plan that takes least.
     fn fits_somehow(&self, limits: Limits) -> Result<bool, Error> {
         let planner = Planner { job: &Job { limits, ..*self.job }, budget: self.budget };
-        let wanted = self.job.residence;
+        let (wanted, (parked, paging)) =
+            (self.job.residence, self.waiting()[self.waiting().len() - 1]);
         for residence in [Residence::Resident, Residence::Streamed] {
             if wanted.is_none_or(|wanted| wanted == residence) {
-                let keep = Keep { parked: self.can_park(), ..Keep::INPUTS };
-                match planner.with(residence, keep) {
+                match planner.with(residence, Keep { parked, ..Keep::INPUTS }, paging) {
                     Ok(plan) if plan.fits() => return Ok(true),
                     Err(error) if wanted.is_some() => return Err(error),
                     _ => (),
@@ -228,39 +253,26 @@ impl Planner<'_> {
         Ok(false)
     }
 
-    /// All weights on the device; inputs of blocks wait in host memory if there is no other way.
-    fn resident(&self) -> Result<Plan, Error> {
-        let plan = self.one_lane(Residence::Resident)?;
-        match plan.fits() || !self.can_park() {
-            true => Ok(plan),
-            false => self.with(Residence::Resident, Keep { parked: true, ..Keep::INPUTS }),
-        }
-    }
-
-    /// Whether there is host memory beside that of the device.
-    fn can_park(&self) -> bool {
-        matches!(self.job.hardware, Hardware::Cuda { .. })
-    }
-
-    /// As many micro-batches of a step together as fit, with inputs of blocks in host memory if that
-    /// makes them more.
+    /// As many micro-batches of a step together as fit, with as little in host memory as that allows.
     fn streamed(&self) -> Result<Plan, Error> {
-        let here = self.together(self.one_lane(Residence::Streamed)?)?;
-        if here.fits() && here.keep.lanes == self.job.window || !self.can_park() {
-            return Ok(here);
+        let mut best = self.together(self.one_lane(Residence::Streamed)?)?;
+        for (parked, paging) in &self.waiting()[1..] {
+            if best.fits() && best.keep.lanes == self.job.window {
+                break;
+            }
+            let keep = Keep { parked: *parked, ..Keep::INPUTS };
+            let next = self.together(self.with(Residence::Streamed, keep, *paging)?)?;
+            if !best.fits() || next.keep.lanes > best.keep.lanes {
+                best = next;
+            }
         }
-        let parked = Keep { parked: true, ..Keep::INPUTS };
-        let parked = self.together(self.with(Residence::Streamed, parked)?)?;
-        match here.fits() && here.keep.lanes >= parked.keep.lanes {
-            true => Ok(here),
-            false => Ok(parked),
-        }
+        Ok(best)
     }
 
     /// The plan `best` of one lane, with as many as fit.
     fn together(&self, mut best: Plan) -> Result<Plan, Error> {
-        let parked = best.keep.parked;
-        let with = |lanes| self.with(Residence::Streamed, Keep { lanes, parked, ..Keep::INPUTS });
+        let Plan { keep: Keep { parked, .. }, paging, .. } = best;
+        let keep = Keep { parked, ..Keep::INPUTS };
         if !best.fits() || self.job.window == 1 {
             return Ok(best);
         }
@@ -271,7 +283,7 @@ impl Planner<'_> {
                 true => self.job.window,
                 false => best.keep.lanes.midpoint(too_many),
             };
-            let next = with(lanes)?;
+            let next = self.with(Residence::Streamed, Keep { lanes, ..keep }, paging)?;
             match next.fits() {
                 true => best = next,
                 false => too_many = lanes,
@@ -282,7 +294,7 @@ impl Planner<'_> {
 }
 
 /// A step on a device that only books.
-fn book(job: &Job, residence: Residence, keep: Keep) -> Result<Device, Error> {
+fn book(job: &Job, residence: Residence, keep: Keep, paging: Paging) -> Result<Device, Error> {
     let device = Device::plan(job.hardware, job.dtype, u64::MAX);
     let (config, weights) = (job.config.clone(), job.weights);
     let mut decoder = load(&device, config, weights, job.quantization, residence)?;
@@ -291,7 +303,7 @@ fn book(job: &Job, residence: Residence, keep: Keep) -> Result<Device, Error> {
     let mut session = Session::new(device.clone(), decoder, index, job.limits, purpose)?;
     let settings =
         Settings { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.0, max_grad_norm: 1.0 };
-    let mut optimizer = session.optimizer(settings, job.moments)?;
+    let mut optimizer = session.optimizer(settings, job.moments, paging)?;
     session.gradient(&[full(job.limits)], Draw { seed: 0, stream: 0 })?;
     optimizer.step(&device, &mut session.params, 0.0, 1)?;
     device.synchronize()?;

@@ -12,6 +12,7 @@ use crate::model::tokens::{Batch, Limits};
 use crate::model::workspace::{Purpose, Workspace};
 use crate::ops::dropout::Draw;
 use crate::optim::adamw::{AdamW, Moments, Settings};
+use crate::optim::shelf::Paging;
 use crate::params::{Index, Params};
 
 /// A decoder, its trainables, and memory for passes.
@@ -71,8 +72,13 @@ impl Session {
     ///
     /// # Errors
     /// [`Error::OutOfMemory`].
-    pub fn optimizer(&self, settings: Settings, moments: Moments) -> Result<AdamW, Error> {
-        AdamW::new(&self.device, &self.params, settings, moments)
+    pub fn optimizer(
+        &self,
+        settings: Settings,
+        moments: Moments,
+        paging: Paging,
+    ) -> Result<AdamW, Error> {
+        AdamW::new(&self.device, &self.params, settings, moments, paging)
     }
 
     /// Computes the gradient of one window and its loss. `draw` seeds dropout; its stream counts

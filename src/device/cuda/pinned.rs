@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use cudarc::driver::{CudaStream, DriverError, PinnedHostSlice, result};
+use cudarc::driver::{DriverError, PinnedHostSlice, result};
 
 use super::Cuda;
 use crate::device::Address;
@@ -12,26 +12,50 @@ use crate::error::Error;
 /// Host memory that the GPU copies to and from by itself.
 pub struct Pinned {
     bytes: PinnedHostSlice<u8>,
-    /// Where the copies are queued.
-    stream: Arc<CudaStream>,
+    /// Who copies.
+    cuda: Arc<Cuda>,
 }
 
 impl Drop for Pinned {
     fn drop(&mut self) {
         // What fails here has failed before, and was told to whoever waited for it.
-        let _ = self.stream.synchronize();
+        let _ = self.cuda.compute.synchronize();
+    }
+}
+
+impl Pinned {
+    /// Copies the start of it, once all that is queued is done.
+    pub fn read(&self, to: &mut [u8]) -> Result<(), Error> {
+        let mut copy = || {
+            self.cuda.compute.synchronize()?;
+            to.copy_from_slice(&self.bytes.as_slice()?[..to.len()]);
+            Ok(())
+        };
+        copy().map_err(|error| self.cuda.failed("reading pinned memory", error))
+    }
+
+    /// Writes the start of it, once all that is queued is done.
+    pub fn write(&mut self, from: &[u8]) -> Result<(), Error> {
+        let Self { bytes, cuda } = self;
+        let mut copy = || {
+            cuda.compute.synchronize()?;
+            bytes.as_mut_slice()?[..from.len()].copy_from_slice(from);
+            Ok(())
+        };
+        copy().map_err(|error| cuda.failed("writing pinned memory", error))
     }
 }
 
 impl Cuda {
     /// `bytes` bytes of it.
-    pub fn pinned(&self, bytes: usize) -> Result<Pinned, Error> {
-        // SAFETY: nothing is read of it before it is written.
+    pub fn pinned(self: &Arc<Self>, bytes: usize) -> Result<Pinned, Error> {
+        // SAFETY: it is written below before anything is read of it.
         let taken = unsafe { self.context.alloc_pinned_with_flags::<u8>(bytes.max(1), 0) };
-        let stream = self.compute.clone();
-        taken
-            .map(|bytes| Pinned { bytes, stream })
-            .map_err(|error| self.failed(&format!("pinning {bytes} bytes"), error))
+        let zeros = |mut bytes: PinnedHostSlice<u8>| {
+            bytes.as_mut_slice()?.fill(0);
+            Ok(Pinned { bytes, cuda: self.clone() })
+        };
+        taken.and_then(zeros).map_err(|error| self.failed(&format!("pinning {bytes} bytes"), error))
     }
 
     /// Queues a copy of `bytes` bytes at `from`.

@@ -1,0 +1,118 @@
+//! State of the optimizer: all of it on the device, or page by page in host memory.
+//!
+//! A page holds the state of whole matrices. Paged, the device has room for one page of each kind: it is
+//! brought before its matrices take their step, and put back behind it. Everything is an explicit copy,
+//! in the order of what is computed; what is on the device and what is not follows from the plan, never
+//! from a page fault.
+
+use std::ops::Range;
+
+use bytemuck::Pod;
+
+use crate::device::parking::Parked;
+use crate::device::{Buf, Device};
+use crate::error::Error;
+
+/// Where moments are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Paging {
+    /// On the device.
+    Resident,
+    /// In host memory, but for one page.
+    Paged {
+        /// Numbers of a page, unless one matrix has more.
+        numbers: usize,
+    },
+}
+
+impl Paging {
+    /// Pages that are worth a copy: 16 MiB in f32.
+    pub const PAGED: Self = Self::Paged { numbers: 4 << 20 };
+}
+
+/// Label of the moments.
+pub(super) const LABEL: &str = "optimizer moments";
+
+/// An array of state.
+pub struct Shelf<T> {
+    /// Which numbers are in each page.
+    pages: Vec<Range<usize>>,
+    /// The pages, unless all of it is in `room`.
+    parked: Vec<Parked>,
+    room: Buf<T>,
+}
+
+impl<T: Pod> Shelf<T> {
+    /// Zeros for `pages`, which follow each other from 0 on.
+    pub(super) fn new(
+        device: &Device,
+        pages: Vec<Range<usize>>,
+        paging: Paging,
+    ) -> Result<Self, Error> {
+        let len = pages.last().map_or(0, |page| page.end);
+        let (room, parked) = match paging {
+            Paging::Resident => (len, Vec::new()),
+            Paging::Paged { .. } => {
+                let park =
+                    |page: &Range<usize>| device.alloc_parked(LABEL, page.len() * size_of::<T>());
+                let largest = pages.iter().map(ExactSizeIterator::len).max().unwrap_or(0);
+                (largest, pages.iter().map(park).collect::<Result<_, _>>()?)
+            }
+        };
+        Ok(Self { room: device.alloc(LABEL, room)?, pages, parked })
+    }
+
+    /// Count of numbers.
+    pub fn len(&self) -> usize {
+        self.pages.last().map_or(0, |page| page.end)
+    }
+
+    /// Whether there is no number at all.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Brings page `page`: where it is, and which number of that is its first.
+    pub(super) fn open(&mut self, device: &Device, page: usize) -> (&mut Buf<T>, usize) {
+        let Range { start, end } = self.pages[page];
+        match self.parked.get(page) {
+            None => (&mut self.room, start),
+            Some(parked) => {
+                device.unpark(parked, end - start, &mut self.room);
+                (&mut self.room, 0)
+            }
+        }
+    }
+
+    /// Puts page `page` back.
+    pub(super) fn close(&mut self, device: &Device, page: usize) {
+        let len = self.pages[page].len();
+        if let Some(parked) = self.parked.get_mut(page) {
+            device.park(&self.room, len, parked);
+        }
+    }
+
+    /// Copies all numbers to `to`.
+    pub fn download(&self, device: &Device, to: &mut [T]) {
+        match self.parked.is_empty() {
+            true => device.download(&self.room, to),
+            false => {
+                for (parked, page) in self.parked.iter().zip(&self.pages) {
+                    device.read_parked(parked, &mut to[page.clone()]);
+                }
+            }
+        }
+    }
+
+    /// Takes all numbers from `from`.
+    pub fn upload(&mut self, device: &Device, from: &[T]) {
+        match self.parked.is_empty() {
+            true => device.upload(from, &mut self.room),
+            false => {
+                for (parked, page) in self.parked.iter_mut().zip(&self.pages) {
+                    device.write_parked(&from[page.clone()], parked);
+                }
+            }
+        }
+    }
+}
