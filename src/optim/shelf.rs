@@ -26,8 +26,8 @@ pub enum Paging {
 }
 
 impl Paging {
-    /// Pages that are worth a copy: 16 MiB in f32.
-    pub const PAGED: Self = Self::Paged { numbers: 4 << 20 };
+    /// Pages that are worth a copy: 4 MiB in f32.
+    pub const PAGED: Self = Self::Paged { numbers: 1 << 20 };
 }
 
 /// Label of the moments.

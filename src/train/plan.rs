@@ -228,9 +228,13 @@ impl Planner<'_> {
     fn resident(&self) -> Result<Plan, Error> {
         let mut plan = self.one_lane(Residence::Resident)?;
         for (parked, paging) in &self.waiting()[1..] {
-            if !plan.fits() {
-                let keep = Keep { parked: *parked, ..Keep::INPUTS };
-                plan = self.with(Residence::Resident, keep, *paging)?;
+            if plan.fits() {
+                break;
+            }
+            let keep = Keep { parked: *parked, ..Keep::INPUTS };
+            let next = self.with(Residence::Resident, keep, *paging)?;
+            if next.total() < plan.total() {
+                plan = next;
             }
         }
         Ok(plan)
@@ -262,7 +266,11 @@ impl Planner<'_> {
             }
             let keep = Keep { parked: *parked, ..Keep::INPUTS };
             let next = self.together(self.with(Residence::Streamed, keep, *paging)?)?;
-            if !best.fits() || next.keep.lanes > best.keep.lanes {
+            let better = match best.fits() {
+                true => next.keep.lanes > best.keep.lanes,
+                false => next.total() < best.total(),
+            };
+            if better {
                 best = next;
             }
         }

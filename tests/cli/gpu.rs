@@ -103,6 +103,45 @@ fn a_run_fits_on_a_card_of_64_mib_and_one_of_8_is_out_of_memory_with_the_plan_be
     assert!(summary["peak_memory_bytes"].as_u64().unwrap() > 8 << 20, "{summary}");
 }
 
+/// A run on the smallest card that can hold it: weights pass by, layer inputs and moments wait in host
+/// memory; stopped after its first step and gone on with.
+#[test]
+fn the_smallest_card_that_a_run_fits_on_gives_the_adapter_of_a_large_one() {
+    let (place, data) = (Place::new(), data());
+    let shape = std::fs::read_to_string(format!("{}/config.json", model())).unwrap();
+    let mut shape: serde_json::Value = serde_json::from_str(&shape).unwrap();
+    shape["num_hidden_layers"] = 4.into();
+    place.write("shape.json", &shape.to_string());
+    place.ok(&["quantize", "--synthetic", "shape.json", "--output", "store"]);
+    let flags = ["--seq-len", "64", "--grad-accum", "2", "--lora-r", "256", "--max-steps", "2"];
+    let plan = ["plan", "store", &data, "--json", "--device", "cuda", "--memory-budget"];
+    let plan = place.json(&[&plan[..], &["1KiB"], &flags].concat());
+    let choices = &plan["choices"];
+    assert_eq!((&choices["weights"], &choices["paged"]), (&"streamed".into(), &true.into()));
+    assert!(choices["parked"] == true && plan["host_bytes"].as_u64().unwrap() > 1 << 20, "{plan}");
+    let budget = plan["device_bytes"].to_string();
+    let train = |output: &str, more: &[&str]| {
+        let arguments = ["store", &data, "--output-dir", output, "--save-steps", "1"];
+        let output = place.with_gpu(&[], &[&arguments[..], &flags, more].concat());
+        assert!(output.status.success(), "{}", stderr(&output));
+        stderr(&output)
+    };
+    train("large", &[]);
+    let told = train("small", &["--memory-budget", &budget]);
+    assert!(told.contains("layer inputs and moments wait in"), "{told}");
+    let first = place.path("again").join("checkpoint-1");
+    std::fs::create_dir_all(&first).unwrap();
+    for entry in std::fs::read_dir(place.path("small").join("checkpoint-1")).unwrap() {
+        let entry = entry.unwrap();
+        std::fs::copy(entry.path(), first.join(entry.file_name())).unwrap();
+    }
+    let told = train("again", &["--memory-budget", &budget, "--resume", "auto"]);
+    assert!(told.contains("going on after step 1 of 2"), "{told}");
+    let adapter = |folder: &str| place.bytes(&format!("{folder}/adapter_model.safetensors"));
+    assert!(adapter("small") == adapter("large"), "the size of the card changes a bit");
+    assert!(adapter("again") == adapter("large"), "going on changes a bit");
+}
+
 #[test]
 fn a_profile_times_every_kernel_between_two_events() {
     let place = Place::new();
