@@ -22,6 +22,9 @@
 //! 7. **A device.** [`device`] runs it: the CPU, an NVIDIA GPU, or a plan that only books the bytes. What
 //!    an operation comes to on a GPU stands beside it, in its `run_on_gpu`; the kernels are CUDA, under
 //!    `kernels/`. What a run will take is found by making the run's calls on the plan ([`train::plan`](mod@train::plan)).
+//! 8. **What does not fit.** Weights of layers pass through two places of the device
+//!    ([`device::conveyor`]), one reading for all micro-batches of a step ([`model::workspace`]); layer
+//!    inputs and moments wait in host memory ([`device::parking`], [`optim::shelf`]).
 //!
 //! Beside the tour stand the two ends: [`checkpoint`] reads Hugging Face folders and writes adapters
 //! that `peft` loads; [`data`] turns JSONL records into tokens and says which of them are

@@ -8,8 +8,9 @@
 //! - [`Cuda`] trains on an NVIDIA GPU, through the kernels under `kernels/`;
 //! - [`Plan`] books the bytes that a run would take on either, through the same calls.
 //!
-//! No layer above this one may ask which of them it has. Read [`buffer`] next, then
-//! [`memory`], then any file of `ops`.
+//! No layer above this one may ask which of them it has. What does not fit has two ways out:
+//! [`conveyor`] brings parts of files when their turn comes, [`parking`] lets numbers wait on the host.
+//! [`profile`] records where time goes. Read [`buffer`] next, then [`memory`], then any file of `ops`.
 
 pub mod buffer;
 pub mod conveyor;
