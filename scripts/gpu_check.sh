@@ -4,7 +4,8 @@
 #   scripts/gpu_check.sh pack            here: builds, and puts what is needed into target/gpu_check
 #   scripts/gpu_check.sh run OUT         there: builds nothing, writes OUT/gpu.json and OUT/gpu.md
 #
-# There, Python with torch adds the speed of cuBLAS, SDPA and a plain copy on the same card to the table.
+# There, Python makes a model of 8e9 parameters (6 GB of disk) and trains it. With torch, the table gets the speed
+# of cuBLAS, SDPA and a plain copy on the same card.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 packed=target/gpu_check
@@ -51,8 +52,23 @@ run() {
     done
     "$packed/gpu" ${GPU_CHECK_FLAGS:-} --output "$out/kernels.json"
     python3 scripts/gpu_anchors.py "$out/anchors.json" || echo "no anchors: torch does not run here"
+    training "$out"
     python3 scripts/gpu_table.py "$out" "$(cat "$packed/commit")"
     cat "$out/gpu.md"
+}
+
+# Whole steps of a model of 8e9 parameters with random weights: as fast as it goes, and within 7 GiB.
+training() {
+    local folder
+    folder=$(mktemp -d)
+    local common=("$folder" --shapes "${GPU_CHECK_SHAPE:-8b}" --device cuda --program "$packed/qlora-train" --keep
+        --tokens "${GPU_CHECK_TOKENS:-2048}" --micro-batches 2 --steps 3)
+    for how in "24GiB resident" "7GiB resident" "7GiB streamed"; do
+        read -r budget weights <<<"$how"
+        python3 scripts/large_models.py "${common[@]}" --budget "${GPU_CHECK_BUDGET:-$budget}" --weights "$weights" \
+            --json "$1/training_${budget}_$weights.json" || echo "training in $budget, $weights: FAILED"
+    done
+    rm -rf "$folder"
 }
 
 case "${1:-}" in

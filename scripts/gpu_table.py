@@ -14,9 +14,10 @@ def main():
     anchors = read(folder / "anchors.json", {"seconds": {}})
     suites = {path.stem: path.read_text().strip() for path in sorted(folder.glob("*.result"))}
     card = (folder / "card.csv").read_text().strip().splitlines()
+    training = [run for path in sorted(folder.glob("training_*.json")) for run in json.loads(path.read_text())]
     cases = [case | {"of_anchor": of_anchor(case, anchors["seconds"])} for case in kernels["cases"]]
     found = {"device": kernels.get("device"), "card": card, "commit": commit, "suites": suites, "cases": cases,
-             "anchors": anchors}
+             "anchors": anchors, "training": training}
     (folder / "gpu.json").write_text(json.dumps(found, indent=2) + "\n")
     (folder / "gpu.md").write_text(markdown(found))
 
@@ -45,6 +46,12 @@ def markdown(found):
         rate = case.get("tflops", case.get("gb_per_s", 0))
         share = "" if case["of_anchor"] is None else f"{case['of_anchor']:.2f}"
         lines.append(f"| {case['case']} | {case['seconds'] * 1e6:.1f} | {rate:.1f} | {share} |")
+    lines += ["", "| training | weights | budget | tokens of a step | tokens/s | peak GiB |"]
+    lines += ["| --- | --- | --- | ---: | ---: | ---: |"]
+    for run in found["training"]:
+        tokens = run["tokens"] * run["micro_batches"]
+        lines.append(f"| {run['shape']} | {run['weights']} | {run['budget']} | {tokens} "
+                     f"| {run['tokens_per_second']:.1f} | {run['peak'] / 2**30:.2f} |")
     return "\n".join(lines) + "\n"
 
 

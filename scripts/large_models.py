@@ -1,13 +1,14 @@
-"""One optimizer step of models that do not fit into memory: made with random weights, read from disk.
+"""Optimizer steps of models that need not fit into memory: made with random weights, read from disk.
 
     cargo build --release
     python scripts/large_models.py FOLDER [--shapes 7b,70b] [--budget 6GiB] [--keep]
+    python scripts/large_models.py FOLDER --shapes 8b --device cuda --weights resident --tokens 512 --steps 4
 
-For each shape a store of four-bit weights is made in FOLDER (35 GB for 70b), and 128 tokens in four
-micro-batches train an adapter of rank 8 for it, within the budget and with two threads. Printed, as a Markdown table:
-the size of the store, the bytes of it that were read, the largest resident set of the process as the
-system saw it, and the time. A shape that the disk has no room for is said to be left out. With --keep
-the stores stay, and are used again.
+For each shape a store of four-bit weights is made in FOLDER (35 GB for 70b), and micro-batches of random tokens
+train an adapter of rank 8 for it, within the budget. Printed, as a Markdown table: the size of the store, the
+bytes of it that were read, the largest resident set of the process as the system saw it, the peak of what was
+planned and taken on the device, and the speed of the last step. A shape that the disk has no room for is said to
+be left out. With --keep the stores stay, and are used again; with --json FILE the numbers go there, too.
 """
 
 import argparse
@@ -17,17 +18,16 @@ import random
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-PROGRAM = ROOT / "target/release/qlora-train"
-MICRO_BATCHES, TOKENS = 4, 32
 
 # hidden, feed-forward, layers, heads, key-value heads, vocabulary
 SHAPES = {
+    "tiny": (256, 512, 3, 4, 2, 512),
     "1.1b": (2048, 5632, 22, 32, 4, 32000),
     "7b": (4096, 11008, 32, 32, 32, 32000),
+    "8b": (4096, 14336, 32, 32, 8, 128256),
     "70b": (8192, 28672, 80, 64, 8, 32000),
     "104b": (12288, 33792, 64, 96, 8, 32000),
     "130b": (12288, 32768, 70, 96, 96, 150528),
@@ -39,64 +39,93 @@ def main():
     arguments.add_argument("folder", type=Path)
     arguments.add_argument("--shapes", default="7b,70b,104b,130b")
     arguments.add_argument("--budget", default="6GiB")
+    arguments.add_argument("--device", default="cpu")
+    arguments.add_argument("--weights", default="streamed", choices=["streamed", "resident"])
+    arguments.add_argument("--tokens", type=int, default=32, help="of a micro-batch")
+    arguments.add_argument("--micro-batches", type=int, default=4)
+    arguments.add_argument("--steps", type=int, default=1)
+    arguments.add_argument("--program", default=str(ROOT / "target/release/qlora-train"))
+    arguments.add_argument("--json", type=Path)
     arguments.add_argument("--keep", action="store_true")
     arguments = arguments.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
-    data = arguments.folder / "data.jsonl"
-    data.write_text("".join(record(i) for i in range(2 * MICRO_BATCHES)))
-    print("| shape | parameters | store GiB | read GiB | of twice the layers | RSS GiB | planned GiB | step s | loss |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    print(f"| {' | '.join(COLUMNS)} |\n|{' --- |' * len(COLUMNS)}")
+    found = []
     for name in arguments.shapes.split(","):
-        print(row(name, arguments, data), flush=True)
+        found.append(tried(name, arguments))
+        print(row(found[-1]), flush=True)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(found, indent=2) + "\n")
 
 
-def row(name, arguments, data):
+COLUMNS = ["shape", "parameters", "store GiB", "read GiB", "of twice the layers", "RSS GiB", "peak GiB", "tokens/s",
+           "step s", "loss"]
+
+
+def row(found):
+    if "needs" in found:
+        return f"| {found['shape']} | left out: {gib(found['needs'])} GiB of disk needed, {gib(found['free'])} free |"
+    read, share = ("", "") if found["read"] is None else (gib(found["read"]), f"{found['share']:.3f}")
+    cells = [found["shape"], f"{found['parameters'] / 1e9:.1f}e9", gib(found["store"]), read, share,
+             gib(found["resident"]), gib(found["peak"]), f"{found['tokens_per_second']:.1f}",
+             f"{found['step_seconds']:.1f}", f"{found['loss']:.3f}"]
+    return f"| {' | '.join(cells)} |"
+
+
+def tried(name, arguments):
     store = arguments.folder / name
     free = shutil.disk_usage(arguments.folder).free
-    needed = parameters(name) * 0.52 + 2 * 2 * SHAPES[name][0] * SHAPES[name][5]
-    if not store.exists() and needed > free:
-        return f"| {name} | left out: {gib(needed)} GiB of disk needed, {gib(free)} free |"
+    needs = parameters(name) * 0.52 + tables(name)
     if not store.exists():
+        if needs > free:
+            return {"shape": name, "needs": needs, "free": free}
         config = arguments.folder / f"{name}.json"
         config.write_text(json.dumps(config_of(name)))
-        run(["quantize", "--synthetic", config, "--output", store])
+        run(arguments, ["quantize", "--synthetic", config, "--output", store])
     try:
-        return measured(name, store, data, arguments)
+        return measured(name, store, arguments)
     finally:
         if not arguments.keep:
             shutil.rmtree(store)
 
 
-def measured(name, store, data, arguments):
-    output = arguments.folder / f"{name}-adapter"
+def measured(name, store, arguments):
+    output, data = arguments.folder / f"{name}-adapter", arguments.folder / "data.jsonl"
+    records = 2 * arguments.micro_batches
+    data.write_text("".join(record(i, arguments.tokens, SHAPES[name][5]) for i in range(records)))
     shutil.rmtree(output, ignore_errors=True)
-    command = [store, data, "--output-dir", output, "--device", "cpu", "--threads", "2"]
-    command += ["--memory-budget", arguments.budget, "--optimizer", "adamw-8bit", "--max-steps", "1"]
-    command += ["--weights", "streamed", "--lora-r", "8", "--no-packing", "--grad-accum", str(MICRO_BATCHES), "--seq-len", str(TOKENS)]
-    begun = time.monotonic()
-    resident = run(command)
-    seconds = time.monotonic() - begun
+    command = [store, data, "--output-dir", output, "--device", arguments.device, "--weights", arguments.weights]
+    command += ["--memory-budget", arguments.budget, "--optimizer", "adamw-8bit", "--lora-r", "8", "--no-packing"]
+    command += ["--max-steps", str(arguments.steps), "--grad-accum", str(arguments.micro_batches)]
+    command += ["--seq-len", str(arguments.tokens)]
+    resident = run(arguments, command)
     lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-    step, summary = lines[0], lines[-1]
+    step, summary = [line for line in lines if "step_seconds" in line][-1], lines[-1]
     shutil.rmtree(output)
-    size = (store / "model.safetensors").stat().st_size
-    tables = 2 * 2 * SHAPES[name][0] * SHAPES[name][5]
-    read = summary["weight_bytes_read"]
-    share = read / (2 * (size - tables))
-    return (
-        f"| {name} | {parameters(name) / 1e9:.1f}e9 | {gib(size)} | {gib(read)} | {share:.3f} | {gib(resident)} "
-        f"| {gib(summary['peak_memory_bytes'])} | {step['step_seconds']:.0f} (all {seconds:.0f}) | {step['loss']:.3f} |"
-    )
+    size, read = (store / "model.safetensors").stat().st_size, summary.get("weight_bytes_read")
+    twice = 2 * arguments.steps * (size - tables(name))
+    return {
+        "shape": name, "parameters": parameters(name), "store": size, "read": read,
+        "share": read and read / twice, "resident": resident, "peak": summary["peak_memory_bytes"],
+        "tokens_per_second": step["tokens_per_second"], "step_seconds": step["step_seconds"], "loss": step["loss"],
+        "device": arguments.device, "weights": arguments.weights, "budget": arguments.budget,
+        "tokens": arguments.tokens, "micro_batches": arguments.micro_batches,
+    }
 
 
-def run(arguments):
+def run(arguments, command):
     """Runs the program and gives the largest resident set that it had, in bytes."""
-    command = [str(PROGRAM), *map(str, arguments)]
+    command = [arguments.program, *map(str, command)]
     process = subprocess.Popen(command, stdout=sys.stderr, stderr=sys.stderr)
     _, status, usage = os.wait4(process.pid, 0)
     if status != 0:
         raise SystemExit(f"{' '.join(command)}: status {status}")
     return usage.ru_maxrss * 1024
+
+
+def tables(name):
+    """Bytes of embeddings and head."""
+    return 2 * 2 * SHAPES[name][0] * SHAPES[name][5]
 
 
 def config_of(name):
@@ -124,10 +153,10 @@ def parameters(name):
     return layers * (attention + 3 * hidden * feed_forward) + 2 * hidden * vocabulary
 
 
-def record(seed):
+def record(seed, tokens, vocabulary):
     draw = random.Random(seed)
-    tokens = [draw.randrange(3, 30000) for _ in range(TOKENS)]
-    return json.dumps({"input_ids": tokens, "labels": tokens}) + "\n"
+    ids = [draw.randrange(3, vocabulary) for _ in range(tokens)]
+    return json.dumps({"input_ids": ids, "labels": ids}) + "\n"
 
 
 def gib(size):

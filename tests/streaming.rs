@@ -97,6 +97,11 @@ fn neither_where_weights_are_nor_the_order_of_a_step_changes_a_bit() {
                 let parked = Keep { parked: true, ..with_lanes(lanes) };
                 assert!(of(Residence::Streamed, parked) == usual, "{family}: parked, {lanes}");
             }
+            for blocks in [0, 1, usize::MAX] {
+                let some = Keep { blocks, ..with_lanes(window.len()) };
+                let found = of(Residence::Streamed, some);
+                assert!(found == usual, "{family}: {blocks} blocks keep everything in each lane");
+            }
             let kept = of(Residence::Streamed, Keep::EVERYTHING);
             assert!(kept == usual, "{family} in {dtype:?}: streamed, everything kept");
         }

@@ -49,9 +49,8 @@ pub fn residence(plan: &Plan) -> &'static str {
 /// What a plan chose to keep, in a word.
 pub fn choice(plan: &Plan) -> &'static str {
     match plan.keep.blocks {
-        _ if plan.keep.lanes > 1 => "inputs",
         blocks if blocks >= plan.layers => "everything",
-        1 => "inputs",
+        0 | 1 => "inputs",
         _ => "some",
     }
 }

@@ -400,3 +400,70 @@ impl Origin {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::Dtype;
+
+    /// Parts of 8 numbers each, one behind the other in a file of `bytes` bytes that counts.
+    fn conveyor(parts: usize, bytes: usize) -> (tempfile::TempDir, Device, Vec<Buf<u8>>, Conveyor) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("weights");
+        std::fs::write(&path, (0..bytes).map(|i| i as u8).collect::<Vec<_>>()).unwrap();
+        let origin = Arc::new(Origin::open(&path).unwrap());
+        let device = Device::cpu(1, Dtype::F32, u64::MAX);
+        let mut layout = Layout::new("test");
+        let place = |part: usize| {
+            layout.begin_part();
+            let source = Source { origin: origin.clone(), offset: 8 * part as u64 };
+            layout.place(&device, Some(source), 8).unwrap()
+        };
+        let bufs = (0..parts).map(place).collect();
+        let conveyor = layout.finish(&device).unwrap();
+        (folder, device, bufs, conveyor)
+    }
+
+    fn numbers(buf: &Buf<u8>) -> Vec<u8> {
+        // SAFETY: the part was visited and nothing else has been since.
+        unsafe { std::slice::from_raw_parts(buf.address().cast::<u8>(), buf.len()) }.to_vec()
+    }
+
+    #[test]
+    fn parts_come_in_any_order_and_what_lies_there_is_not_read_again() {
+        let (_folder, device, bufs, mut conveyor) = conveyor(5, 40);
+        assert_eq!(device.report().labels["test"].peak, 16);
+        let expected = |part: usize| (8 * part as u8..8 * part as u8 + 8).collect::<Vec<_>>();
+        for (part, next) in [(0, Some(1)), (1, Some(2)), (2, Some(3)), (3, Some(4)), (4, None)] {
+            conveyor.visit(part, next).unwrap();
+            assert_eq!(numbers(&bufs[part]), expected(part));
+        }
+        assert_eq!(conveyor.traffic().bytes, 40);
+        // Back: parts 4 and 3 are still there.
+        for (part, next) in [(4, Some(3)), (3, Some(2)), (2, None), (4, None), (1, None)] {
+            conveyor.visit(part, next).unwrap();
+            assert_eq!(numbers(&bufs[part]), expected(part));
+        }
+        assert_eq!(conveyor.traffic().bytes, 40 + 3 * 8);
+        assert_eq!(conveyor.bytes(), 40);
+    }
+
+    #[test]
+    fn a_part_that_cannot_be_read_is_named_with_its_place_and_the_others_still_come() {
+        let (_folder, _, bufs, mut conveyor) = conveyor(4, 29);
+        conveyor.visit(2, Some(3)).unwrap();
+        let message = conveyor.visit(3, None).unwrap_err().to_string();
+        assert!(message.contains("weights: 8 bytes at 24 cannot be read"), "{message}");
+        conveyor.visit(1, None).unwrap();
+        assert_eq!(numbers(&bufs[1]), [8, 9, 10, 11, 12, 13, 14, 15]);
+    }
+
+    #[test]
+    #[should_panic(expected = "a part is used while another one has its place")]
+    fn a_part_whose_place_is_taken_cannot_be_used() {
+        let (_folder, _, bufs, mut conveyor) = conveyor(4, 32);
+        conveyor.visit(0, None).unwrap();
+        conveyor.visit(2, None).unwrap();
+        bufs[0].address();
+    }
+}

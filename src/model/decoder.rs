@@ -120,28 +120,30 @@ impl Decoder {
         draws: &[Option<Draw>],
     ) -> Result<(), Error> {
         let (layers, hidden) = (self.layers.len(), self.config.hidden);
-        let first_saved = layers - w.saved.len();
+        let first_kept = layers - w.kept;
         for (i, block) in self.layers.iter().enumerate() {
             self.visit(i, Some(i + 1).filter(|next| *next < layers))?;
             for (lane, draw) in w.lanes.iter_mut().zip(draws) {
                 let n = lane.tokens.count;
                 lane.park(device, i, n * hidden);
                 let (from, to) = lane.around(i);
-                let (below, above) = lane.inputs.split_at_mut(from.max(to));
+                let Lane { tokens, inputs, saved, .. } = lane;
+                let (below, above) = inputs.split_at_mut(from.max(to));
                 let (x, y) = match from < to {
                     true => (&below[from], &mut above[0]),
                     false => (&above[0], &mut below[to]),
                 };
-                let saved = i.saturating_sub(first_saved);
+                let saved = saved.get_mut(i.saturating_sub(first_kept)).or(w.passing.as_mut());
+                let saved = saved.expect("room for a block that keeps nothing");
                 let mut cx = Context {
                     device,
-                    tokens: &lane.tokens,
+                    tokens,
                     params,
                     dxa: &mut w.dxa,
                     dropout: dropout(*draw, w.training.as_mut().and_then(|t| t.dropped.as_mut())),
                 };
                 let (x, y) = (x.view(n, hidden), Some(y.view_mut(n, hidden)));
-                block.forward(&mut cx, x, &mut w.saved[saved], &mut w.h, w.caches.get_mut(i), y);
+                block.forward(&mut cx, x, saved, &mut w.h, w.caches.get_mut(i), y);
             }
         }
         Ok(())
@@ -259,23 +261,22 @@ impl Decoder {
             for (lane, draw) in w.lanes.iter_mut().zip(draws).filter(taught) {
                 let n = lane.tokens.count;
                 let input = lane.input(device, i, n * hidden);
+                let Lane { tokens, inputs, saved, dx, .. } = lane;
                 let mut cx = Context {
                     device,
-                    tokens: &lane.tokens,
+                    tokens,
                     params,
                     dxa: &mut w.dxa,
                     dropout: dropout(*draw, training.dropped.as_mut()),
                 };
-                let x = lane.inputs[input].view(n, hidden);
-                let saved = match i.checked_sub(first_kept) {
-                    Some(slot) => &w.saved[slot],
-                    None => {
-                        block.forward(&mut cx, x, &mut w.saved[0], &mut w.h, None, None);
-                        &w.saved[0]
-                    }
-                };
+                let x = inputs[input].view(n, hidden);
+                let saved = saved.get_mut(i.saturating_sub(first_kept)).or(w.passing.as_mut());
+                let saved = saved.expect("room for a block that keeps nothing");
+                if i < first_kept {
+                    block.forward(&mut cx, x, saved, &mut w.h, None, None);
+                }
                 let reach = if i == lowest { Reach::Params } else { Reach::Input };
-                let dx = lane.dx.as_mut().expect("a lane for training");
+                let dx = dx.as_mut().expect("a lane for training");
                 block.backward(&mut cx, x, saved, &mut training.grads, &mut w.h, dx, reach);
             }
         }

@@ -5,7 +5,7 @@
 //! run forward again before they run backward, in the memory of a block that is done by then. One
 //! forward code path serves both, and the gradients are equal bit for bit.
 //!
-//! A micro-batch runs in a [`Lane`]. With one lane, micro-batches take turns and each goes through the
+//! A micro-batch runs in a lane. With one lane, micro-batches take turns and each goes through the
 //! whole model. With several, that many of them go through each block together, one after the other,
 //! and a block that has to be read from a file is read once for all of them; what lies between blocks
 //! waits in the lanes. The additions to a gradient are the same in the same order.
@@ -22,8 +22,8 @@ use super::tokens::{Limits, Tokens};
 /// What is kept between forward and backward, and how much of the logits is held at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Keep {
-    /// Blocks that keep everything, at least one: the last ones. All others keep their inputs, and so
-    /// do all where there are several lanes.
+    /// Blocks that keep everything: the last ones, at least one unless there are several lanes. All
+    /// others keep their inputs.
     pub blocks: usize,
     /// Logits held at once, in numbers, if not all of them.
     pub logits: usize,
@@ -63,8 +63,8 @@ pub struct Workspace {
     pub(super) lanes: Vec<Lane>,
     /// Blocks that keep everything: the last ones.
     pub(super) kept: usize,
-    /// One for each of them, and one at least. The first serves all other blocks, too.
-    pub(super) saved: Vec<Saved>,
+    /// What a block leaves for its own way back, where none keeps anything.
+    pub(super) passing: Option<Saved>,
     /// The MLP's h or its gradient [N, F], of whichever block runs.
     pub(super) h: Act,
     /// Keys and values of earlier tokens, one for each block; empty but in generation.
@@ -80,6 +80,8 @@ pub(super) struct Lane {
     pub tokens: Tokens,
     /// Inputs of the blocks, and the last one's output: one for each, or two in turn.
     pub inputs: Vec<Act>,
+    /// One for each block that keeps everything. The first serves all blocks before, too.
+    pub saved: Vec<Saved>,
     /// Where each block's input waits, if there are only two.
     pub parked: Vec<Parked>,
     /// On the way back, the gradient at the input of the block that is next [N, C].
@@ -132,18 +134,15 @@ impl Workspace {
             _ => Keep::INPUTS,
         };
         let training = matches!(purpose, Purpose::Training(_));
-        let kept = if keep.lanes > 1 { 0 } else { keep.blocks.min(c.layers) };
-        let first_saved = c.layers - kept.max(1);
+        let least = usize::from(keep.lanes == 1);
+        let kept = keep.blocks.min(c.layers).max(least);
         let block = &decoder.layers[0];
-        let saved = |i| {
-            let blocks = if i == first_saved { 0..i + 1 } else { i..i + 1 };
-            Saved::new(device, &decoder.layers[blocks], n)
-        };
-        let lane = |_| Lane::new(device, decoder, limits, training.then_some(keep));
+        let lane = |_| Lane::new(device, decoder, limits, kept, training.then_some(keep));
+        let passing = (kept == 0).then(|| Saved::new(device, &decoder.layers, n));
         Ok(Self {
             lanes: (0..keep.lanes).map(lane).collect::<Result<_, _>>()?,
             kept,
-            saved: (first_saved..c.layers).map(saved).collect::<Result<_, _>>()?,
+            passing: passing.transpose()?,
             h: device.alloc_act("activations", n * block.down.weight.cols)?,
             caches: caches(device, decoder, purpose)?,
             head: HeadRoom::new(device, decoder, limits.targets, keep.logits)?,
@@ -172,6 +171,7 @@ impl Lane {
         device: &Device,
         decoder: &Decoder,
         limits: Limits,
+        kept: usize,
         training: Option<Keep>,
     ) -> Result<Self, Error> {
         let (c, hidden) = (&decoder.config, limits.tokens * decoder.config.hidden);
@@ -183,10 +183,16 @@ impl Lane {
         let inputs = (0..inputs).map(|_| device.alloc_act(INPUTS, hidden));
         let parked =
             (0..parked).map(|_| device.alloc_parked(INPUTS, hidden * device.dtype().size()));
+        let first = c.layers - kept;
+        let saved = |i| {
+            let blocks = if i == first { 0..i + 1 } else { i..i + 1 };
+            Saved::new(device, &decoder.layers[blocks], limits.tokens)
+        };
         let dx = training.is_some().then(|| device.alloc_act("activation gradients", hidden));
         Ok(Self {
             tokens: Tokens::new(device, c, limits)?,
             inputs: inputs.collect::<Result<_, _>>()?,
+            saved: (first..c.layers).map(saved).collect::<Result<_, _>>()?,
             parked: parked.collect::<Result<_, _>>()?,
             dx: dx.transpose()?,
         })

@@ -212,16 +212,9 @@ impl Planner<'_> {
         if everything.fits() {
             return Ok(everything);
         }
-        let mut best = with(1, Keep::INPUTS)?;
-        let mut too_many = layers + 1;
-        while best.fits() && too_many - best.keep.blocks > 1 {
-            let middle = with(best.keep.blocks.midpoint(too_many), Keep::INPUTS)?;
-            match middle.fits() {
-                true => best = middle,
-                false => too_many = middle.keep.blocks,
-            }
-        }
-        Ok(best)
+        let fewest = with(1, Keep::INPUTS)?;
+        let best = self.most(layers, 2, |blocks| with(blocks, Keep::INPUTS))?;
+        Ok(best.unwrap_or(fewest))
     }
 
     /// All weights on the device; other things wait in host memory if there is no other way.
@@ -277,25 +270,38 @@ impl Planner<'_> {
         Ok(best)
     }
 
-    /// The plan `best` of one lane, with as many as fit.
-    fn together(&self, mut best: Plan) -> Result<Plan, Error> {
-        let Plan { keep: Keep { parked, .. }, paging, .. } = best;
-        let keep = Keep { parked, ..Keep::INPUTS };
-        if !best.fits() || self.job.window == 1 {
-            return Ok(best);
+    /// The plan `alone` of one lane, with as many as fit, and as many blocks that keep everything.
+    fn together(&self, alone: Plan) -> Result<Plan, Error> {
+        let Plan { keep: Keep { parked, .. }, paging, .. } = alone;
+        if !alone.fits() || self.job.window == 1 {
+            return Ok(alone);
         }
-        let mut too_many = self.job.window + 1;
-        while too_many - best.keep.lanes > 1 {
-            // All of them first: mostly they fit.
-            let lanes = match too_many > self.job.window {
-                true => self.job.window,
-                false => best.keep.lanes.midpoint(too_many),
-            };
-            let next = self.with(Residence::Streamed, Keep { lanes, ..keep }, paging)?;
-            match next.fits() {
-                true => best = next,
-                false => too_many = lanes,
+        let none = Keep { blocks: 0, parked, ..Keep::INPUTS };
+        let with = |keep| self.with(Residence::Streamed, keep, paging);
+        let lanes = |lanes| with(Keep { lanes, ..none });
+        let Some(most) = self.most(self.job.window, 2, lanes)? else { return Ok(alone) };
+        let keep = most.keep;
+        let blocks = |blocks| with(Keep { blocks, ..keep });
+        Ok(self.most(most.layers, 1, blocks)?.unwrap_or(most))
+    }
+
+    /// The plan that fits for the largest number from `least` to `most`, if it fits for any.
+    fn most(
+        &self,
+        most: usize,
+        least: usize,
+        with: impl Fn(usize) -> Result<Plan, Error>,
+    ) -> Result<Option<Plan>, Error> {
+        let (mut best, mut low, mut high) = (None, least, most);
+        // All of them first: mostly they fit.
+        let mut next = most;
+        while low <= high {
+            let plan = with(next)?;
+            match plan.fits() {
+                true => (best, low) = (Some(plan), next + 1),
+                false => high = next - 1,
             }
+            next = low.midpoint(high);
         }
         Ok(best)
     }
