@@ -1,7 +1,7 @@
 """Optimizer steps of models that need not fit into memory: made with random weights, read from disk.
 
     cargo build --release
-    python scripts/large_models.py FOLDER [--shapes 7b,70b] [--budget 6GiB] [--keep]
+    python scripts/large_models.py FOLDER [--shapes 7b,70b] [--budget 5GiB] [--keep]
     python scripts/large_models.py FOLDER --shapes 8b --device cuda --weights resident --tokens 512 --steps 4
 
 For each shape a store of four-bit weights is made in FOLDER (35 GB for 70b), and micro-batches of random tokens
@@ -38,7 +38,7 @@ def main():
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     arguments.add_argument("folder", type=Path)
     arguments.add_argument("--shapes", default="7b,70b,104b,130b")
-    arguments.add_argument("--budget", default="6GiB")
+    arguments.add_argument("--budget", default="5GiB")
     arguments.add_argument("--device", default="cpu")
     arguments.add_argument("--weights", default="streamed", choices=["streamed", "resident"])
     arguments.add_argument("--tokens", type=int, default=32, help="of a micro-batch")
