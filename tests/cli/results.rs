@@ -110,6 +110,25 @@ fn a_model_of_any_shape_is_made_up_and_trained() {
 }
 
 #[test]
+fn the_longest_sequence_that_a_plan_names_fits_and_a_longer_one_does_not() {
+    let (place, model) = (Place::new(), model());
+    let plan = |seq_len: u64| -> Value {
+        let seq_len = seq_len.to_string();
+        let flags = ["--no-packing", "--memory-budget", "3MiB", "--seq-len", &seq_len];
+        place.json(&[&["plan", &model, "--json"][..], &flags].concat())
+    };
+    let longest = plan(64)["outlook"]["longest_sequence"].as_u64().unwrap();
+    assert!(longest > 64, "{longest}");
+    assert_eq!(
+        (&plan(longest)["fits"], &plan(longest + 64)["fits"]),
+        (&true.into(), &false.into())
+    );
+    let outlook = &plan(64)["outlook"];
+    assert!(outlook["largest_batch_tokens"].as_u64().unwrap() >= 64);
+    assert!(outlook["everything_bytes"].as_u64() >= outlook["resident_bytes"].as_u64());
+}
+
+#[test]
 fn a_small_budget_makes_a_store_pass_by_and_says_so_beforehand() {
     let (place, data) = (Place::new(), data());
     let shape = fs::read_to_string(format!("{}/config.json", model())).unwrap();
