@@ -137,18 +137,8 @@ impl Case {
     fn check(&self, on: &On, folder: &Path, share: f64, residence: Option<Residence>) -> Plan {
         let config = Config::read(&folder.join("config.json")).unwrap();
         let weights = Weights::single(&folder.join("model.safetensors")).unwrap();
-        let job = Job {
-            config: &config,
-            weights: Some(&weights),
-            quantization: self.quantization,
-            method: &Method::Lora(&self.lora),
-            residence,
-            limits: self.limits,
-            window: self.window.len(),
-            moments: self.moments,
-            hardware: on.hardware,
-            dtype: on.dtype,
-        };
+        let method = Method::Lora(&self.lora);
+        let job = Job { weights: Some(&weights), residence, ..self.job(&config, &method, on) };
         let largest = plan(&Job { residence: Some(Residence::Resident), ..job }, u64::MAX).unwrap();
         let planned = plan(&job, (largest.total() as f64 * share) as u64).unwrap();
         let planned = if planned.fits() { planned } else { plan(&job, planned.total()).unwrap() };
@@ -161,6 +151,23 @@ impl Case {
         assert_eq!(taken(&device), (labels, planned.total()), "{:?}", planned.keep);
         assert_eq!(device.host_report().total.peak, planned.host, "{:?}", planned.keep);
         planned
+    }
+
+    /// Of shapes alone.
+    fn job<'a>(&self, config: &'a Config, method: &'a Method<'a>, on: &On) -> Job<'a> {
+        Job {
+            config,
+            weights: None,
+            quantization: self.quantization,
+            method,
+            residence: None,
+            limits: self.limits,
+            window: self.window.len(),
+            moments: self.moments,
+            host_budget: u64::MAX,
+            hardware: on.hardware,
+            dtype: on.dtype,
+        }
     }
 
     fn run(&self, device: &Device, config: &Config, weights: &Weights, planned: &Plan) {
@@ -237,4 +244,30 @@ fn runs_on_a_gpu_take_what_was_planned() {
     let [streamed, _, parked] =
         check_cases(3, 3, &On { hardware, dtype: Dtype::Bf16, open: &open });
     assert!(streamed > 0 && parked > 0, "{streamed} streamed, {parked} parked");
+}
+
+#[test]
+fn what_waits_in_host_memory_has_a_budget_of_its_own() {
+    let (mut dice, folder) = (Dice::new(4), tempfile::tempdir().unwrap());
+    let open = |_| unreachable!("nothing runs");
+    let hardware = Hardware::Cuda { ordinal: 0 };
+    let on = On { hardware, dtype: Dtype::Bf16, open: &open };
+    let mut parked = 0;
+    for _ in 0..20 {
+        let case = Case::draw(&mut dice);
+        let path = folder.path().join("config.json");
+        std::fs::write(&path, case.config.to_string()).unwrap();
+        let (config, method) = (Config::read(&path).unwrap(), Method::Lora(&case.lora));
+        let job = case.job(&config, &method, &on);
+        let smallest = plan(&job, 0).unwrap();
+        let fits = plan(&job, smallest.total()).unwrap();
+        assert!(fits.fits() && fits.host <= smallest.host);
+        if fits.host > 0 {
+            parked += 1;
+            let short = Job { host_budget: fits.host - 1, ..job };
+            let less = plan(&short, smallest.total()).unwrap();
+            assert!(!less.fits() || less.host < fits.host, "{less:?}");
+        }
+    }
+    assert!(parked > 5, "{parked} of 20 let something wait");
 }

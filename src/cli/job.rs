@@ -200,14 +200,14 @@ impl OptimizerFlags {
     }
 }
 
-/// What the memory of a run on `machine` depends on.
+/// What the memory of a run on `machine` depends on, with `host_budget` bytes beside a GPU.
 pub fn job<'a>(
     flags: &TrainFlags,
     config: &'a Config,
     weights: Option<&'a Weights>,
     method: &'a Method<'a>,
     (limits, window): (Limits, usize),
-    machine: &Machine,
+    (machine, host_budget): (&Machine, u64),
 ) -> Job<'a> {
     Job {
         config,
@@ -218,6 +218,7 @@ pub fn job<'a>(
         limits,
         window,
         moments: flags.optimizer.optimizer.moments(),
+        host_budget,
         hardware: machine.hardware,
         dtype: machine.dtype,
     }

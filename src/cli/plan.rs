@@ -81,7 +81,7 @@ pub fn run(args: &PlanArgs) -> anyhow::Result<()> {
     let (config, weights) = (known.config(), known.weights());
     let window = args.flags.batch.grad_accum;
     let method = source.method();
-    let job = job(&args.flags, config, weights, &method, (limits, window), &machine);
+    let job = job(&args.flags, config, weights, &method, (limits, window), (&machine, u64::MAX));
     let plan = plan(&job, machine.budget)?;
     let outlook = outlook(&job, machine.budget, seq_len)?;
     match args.json {

@@ -30,7 +30,7 @@ use qlora_train::train::steps::Steps;
 use super::flags::TrainFlags;
 use super::identity::identity;
 use super::job::{Source, job, larger};
-use super::machine::Machine;
+use super::machine::{Machine, available_memory};
 use super::opened::{Opened, open};
 use super::progress::Progress;
 use super::resolved::{self, Resolved};
@@ -75,7 +75,10 @@ pub fn run(args: &TrainArgs) -> anyhow::Result<()> {
     let limits = corpus.limits(&steps);
     let (config, weights) = (&opened.config, Some(&opened.weights));
     let (method, most) = (source.method(), (limits, steps.window_size()));
-    let plan = plan(&job(flags, config, weights, &method, most, &machine), machine.budget)?;
+    let plan = plan(
+        &job(flags, config, weights, &method, most, (&machine, available_memory())),
+        machine.budget,
+    )?;
     tell_plan(&plan)?;
     signals::check(&stop)?;
     let task = Task { args, machine, opened, source, corpus: &corpus, limits, plan };
@@ -251,6 +254,15 @@ fn tell_plan(plan: &Plan) -> Result<(), Error> {
     output::note(table::plan(plan));
     if plan.fits() {
         return Ok(());
+    }
+    if plan.host > plan.host_budget {
+        let what = format!(
+            "{} MiB of host memory are needed beside it, {} MiB are free: lower --batch-size, \
+             --grad-accum or --seq-len, or allow more",
+            mib(plan.host),
+            mib(plan.host_budget)
+        );
+        return Err(Error::input(Place::flag("--memory-budget"), what));
     }
     let what = format!(
         "{} MiB are needed, {} MiB are allowed: lower --batch-size, --seq-len or --lora-r, keep \

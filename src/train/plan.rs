@@ -35,6 +35,8 @@ pub struct Job<'a> {
     pub window: usize,
     /// How moments are kept.
     pub moments: Moments,
+    /// Bytes of host memory that may be taken beside the device.
+    pub host_budget: u64,
     /// What it runs on.
     pub hardware: Hardware,
     /// Element of activations.
@@ -91,12 +93,14 @@ pub struct Plan {
     pub host: u64,
     /// Bytes allowed.
     pub budget: u64,
+    /// Bytes of host memory allowed.
+    pub host_budget: u64,
 }
 
 impl Plan {
     /// Whether the run fits its budget.
     pub fn fits(&self) -> bool {
-        self.total() <= self.budget
+        self.total() <= self.budget && self.host <= self.host_budget
     }
 
     /// Most bytes held at once.
@@ -192,7 +196,8 @@ impl Planner<'_> {
     fn with(&self, residence: Residence, keep: Keep, paging: Paging) -> Result<Plan, Error> {
         let (layers, device) = (self.job.config.layers, book(self.job, residence, keep, paging)?);
         let (report, host) = (device.report(), device.host_report().total.peak);
-        Ok(Plan { keep, residence, layers, paging, report, host, budget: self.budget })
+        let (budget, host_budget) = (self.budget, self.job.host_budget);
+        Ok(Plan { keep, residence, layers, paging, report, host, budget, host_budget })
     }
 
     /// What can wait in host memory, the least first: nothing where there is none beside the device.
