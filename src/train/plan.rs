@@ -112,8 +112,8 @@ impl Plan {
 /// The plan that computes least within `budget` bytes; if none fits, the smallest.
 ///
 /// In this order: blocks keep everything; some keep their inputs and compute the rest again; beside a
-/// GPU, inputs wait in host memory, and moments; weights are read when their turn comes, with all micro-batches of a
-/// step going through a block together; with fewer of them.
+/// GPU, inputs wait in host memory, and then moments; weights are read when their turn comes, with all
+/// micro-batches of a step going through a block together; with fewer of them.
 ///
 /// # Errors
 /// As [`load`] for what can be told from shapes.
@@ -129,8 +129,8 @@ pub fn plan(job: &Job, budget: u64) -> Result<Plan, Error> {
             }
             // Weights that cannot be streamed are no mistake as long as nobody asked for it.
             let streamed = planner.streamed().ok();
-            let smaller = streamed.filter(|plan| plan.total() < resident.total());
-            Ok(smaller.unwrap_or(resident))
+            let better = streamed.filter(|plan| plan.fits() || plan.total() < resident.total());
+            Ok(better.unwrap_or(resident))
         }
     }
 }
