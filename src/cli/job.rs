@@ -13,7 +13,7 @@ use qlora_train::model::config::Config;
 use qlora_train::model::tokens::Limits;
 use qlora_train::optim::adamw;
 use qlora_train::optim::schedule::Schedule;
-use qlora_train::train::plan::{Job, Method};
+use qlora_train::train::plan::{Job, Method, Plan};
 use qlora_train::train::steps::Length;
 
 use super::flags::{BatchFlags, MethodFlags, OptimizerFlags, TrainFlags, WeightsName};
@@ -134,6 +134,21 @@ pub fn tell_unknown(adapter: &Adapter, folder: &Path) {
 }
 
 impl BatchFlags {
+    /// The same flags, and then smaller micro-batches and more of them: an optimizer step stays what it
+    /// was. Of a run that goes on, only what it had `before`: sequences and micro-batches.
+    pub fn splits(&self, before: Option<[usize; 2]>) -> Vec<Self> {
+        let all = self.batch_size * self.grad_accum;
+        let with = |batch_size, grad_accum| Self { batch_size, grad_accum, ..self.clone() };
+        match before.filter(|[batch_size, grad_accum]| batch_size * grad_accum == all) {
+            Some([batch_size, grad_accum]) => vec![with(batch_size, grad_accum)],
+            None => {
+                let divisors =
+                    (1..=self.batch_size).rev().filter(|n| self.batch_size.is_multiple_of(*n));
+                divisors.map(|batch_size| with(batch_size, all / batch_size)).collect()
+            }
+        }
+    }
+
     /// How records are put together in rows of at most `seq_len` tokens.
     pub fn batching(&self, seq_len: usize) -> Batching {
         Batching {
@@ -221,6 +236,33 @@ pub fn job<'a>(
         host_budget,
         hardware: machine.hardware,
         dtype: machine.dtype,
+    }
+}
+
+/// What `with` makes of the first of `splits` whose plan fits, or of the last one.
+pub fn first_that_fits<T>(
+    splits: Vec<BatchFlags>,
+    with: impl Fn(BatchFlags) -> Result<T, Error>,
+    plan: impl Fn(&T) -> &Plan,
+) -> Result<T, Error> {
+    let mut splits = splits.into_iter();
+    let mut made = with(splits.next().expect("at least what was asked for"))?;
+    for split in splits {
+        if plan(&made).fits() {
+            break;
+        }
+        made = with(split)?;
+    }
+    Ok(made)
+}
+
+/// Says that micro-batches are smaller than asked for.
+pub fn tell_split(asked: &BatchFlags, chosen: &BatchFlags) {
+    if asked.batch_size != chosen.batch_size {
+        output::note(format_args!(
+            "micro-batches of {} in place of {}, {} of them a step: more at once do not fit",
+            chosen.batch_size, asked.batch_size, chosen.grad_accum
+        ));
     }
 }
 

@@ -13,11 +13,11 @@ use qlora_train::model::tokens::Limits;
 use qlora_train::optim::shelf::Paging;
 use qlora_train::train::evaluate;
 use qlora_train::train::plan::{Outlook, Plan, outlook, plan};
-use qlora_train::train::steps::Steps;
+use qlora_train::train::steps::{Length, Steps};
 use serde_json::{Value, json};
 
-use super::flags::{TrainFlags, spelled};
-use super::job::{job, larger};
+use super::flags::{BatchFlags, TrainFlags, spelled};
+use super::job::{first_that_fits, job, larger, tell_split};
 use super::machine::Machine;
 use super::opened::{Opened, open, read_config, usual_length};
 use super::values::Date;
@@ -74,18 +74,30 @@ pub fn run(args: &PlanArgs) -> anyhow::Result<()> {
     let known = find(args.model.as_deref().ok_or_else(missing)?)?;
     let source = args.flags.method.source()?;
     let seq_len = args.flags.data.seq_len.unwrap_or_else(|| usual_length(known.config()));
-    let limits = match args.data.is_empty() {
-        true => args.flags.batch.worst(seq_len),
-        false => of_data(args, &known, seq_len)?,
+    let records = match args.data.is_empty() {
+        true => None,
+        false => Some(Records::read(args, &known, seq_len)?),
     };
-    let (config, weights) = (known.config(), known.weights());
-    let window = args.flags.batch.grad_accum;
-    let method = source.method();
-    let job = job(&args.flags, config, weights, &method, (limits, window), (&machine, u64::MAX));
-    let plan = plan(&job, machine.budget)?;
+    let (config, weights, method) = (known.config(), known.weights(), source.method());
+    let with = |batch: BatchFlags| -> Result<_, Error> {
+        let limits = match &records {
+            None => batch.worst(seq_len),
+            Some(records) => records.limits(&batch, seq_len),
+        };
+        let (most, machine) = ((limits, batch.grad_accum), (&machine, u64::MAX));
+        let job = job(&args.flags, config, weights, &method, most, machine);
+        let plan = plan(&job, machine.0.budget)?;
+        Ok((batch, job, plan))
+    };
+    let splits = args.flags.batch.splits(None);
+    let (batch, job, plan) = first_that_fits(splits, with, |(.., plan)| plan)?;
+    tell_split(&args.flags.batch, &batch);
+    let limits = job.limits;
     let outlook = outlook(&job, machine.budget, seq_len)?;
     match args.json {
-        true => output::json(&as_json(args, &machine, (&plan, &outlook), limits, seq_len)),
+        true => {
+            output::json(&as_json(args, &machine, (&plan, &outlook), (&batch, limits), seq_len))
+        }
         false => {
             output::result(format_args!("{}\n{}", table::plan(&plan), table::outlook(&outlook)))
         }
@@ -108,33 +120,47 @@ fn find(name: &str) -> Result<Known, Error> {
     }
 }
 
-fn of_data(args: &PlanArgs, known: &Known, seq_len: usize) -> Result<Limits, Error> {
-    let Known::Whole(opened) = known else {
-        let what = "a model without tensor files has no tokenizer to read it with: leave it out";
-        return Err(Error::input(Place::flag("DATA"), what));
-    };
-    let flags = &args.flags;
-    let tokenizer = opened.tokenizer(flags.data.date.unwrap_or_else(Date::today).moment())?;
-    let train_on = flags.data.train_on.train_on();
-    let policy = Policy { seq_len, vocab_size: opened.config.vocab, train_on };
-    let load = |files: &[PathBuf]| -> Result<Dataset, Error> {
-        told::load(files, opened, tokenizer.as_ref(), &policy)
-    };
-    let train = load(&args.data)?;
-    let steps = Steps::new(&train.examples, flags.batch.batching(seq_len), flags.batch.length());
-    let limits = steps.limits();
-    if flags.output.eval_data.is_empty() {
-        return Ok(limits);
+/// The records that a run will see.
+struct Records {
+    train: Dataset,
+    eval: Option<Dataset>,
+    length: Length,
+}
+
+impl Records {
+    fn read(args: &PlanArgs, known: &Known, seq_len: usize) -> Result<Self, Error> {
+        let Known::Whole(opened) = known else {
+            let what =
+                "a model without tensor files has no tokenizer to read it with: leave it out";
+            return Err(Error::input(Place::flag("DATA"), what));
+        };
+        let flags = &args.flags;
+        let tokenizer = opened.tokenizer(flags.data.date.unwrap_or_else(Date::today).moment())?;
+        let train_on = flags.data.train_on.train_on();
+        let policy = Policy { seq_len, vocab_size: opened.config.vocab, train_on };
+        let load = |files: &[PathBuf]| -> Result<Dataset, Error> {
+            told::load(files, opened, tokenizer.as_ref(), &policy)
+        };
+        let (train, eval) = (load(&args.data)?, &flags.output.eval_data);
+        let eval = if eval.is_empty() { None } else { Some(load(eval)?) };
+        Ok(Self { train, eval, length: flags.batch.length() })
     }
-    let eval = load(&flags.output.eval_data)?;
-    Ok(larger(limits, evaluate::limits(&eval.examples, seq_len)))
+
+    fn limits(&self, batch: &BatchFlags, seq_len: usize) -> Limits {
+        let batching = batch.batching(seq_len);
+        let limits = Steps::new(&self.train.examples, batching, self.length).limits();
+        match &self.eval {
+            None => limits,
+            Some(eval) => larger(limits, evaluate::limits(&eval.examples, seq_len)),
+        }
+    }
 }
 
 fn as_json(
     args: &PlanArgs,
     machine: &Machine,
     (plan, outlook): (&Plan, &Outlook),
-    limits: Limits,
+    (batch, limits): (&BatchFlags, Limits),
     seq_len: usize,
 ) -> Value {
     let flags = &args.flags;
@@ -156,6 +182,8 @@ fn as_json(
             "quantization": spelled(flags.base.quantization),
             "optimizer": spelled(flags.optimizer.optimizer),
             "seq_len": seq_len,
+            "batch_size": batch.batch_size,
+            "grad_accum": batch.grad_accum,
             "micro_batch_tokens": limits.tokens,
             "budget_bytes": plan.budget,
         },

@@ -63,9 +63,18 @@ impl RunFolder {
 
     /// The day that the earlier run's chat templates were told.
     pub fn date(&self) -> Option<Date> {
-        let text = std::fs::read_to_string(self.path.join(SETTINGS_FILE)).ok()?;
-        let table: toml::Table = text.parse().ok()?;
-        date(table.get("date")?.as_str()?).ok()
+        date(self.settings()?.get("date")?.as_str()?).ok()
+    }
+
+    /// Sequences of the earlier run's micro-batches, and micro-batches of a step.
+    pub fn batch(&self) -> Option<[usize; 2]> {
+        let settings = self.settings()?;
+        let count = |key: &str| usize::try_from(settings.get(key)?.as_integer()?).ok();
+        Some([count("batch_size")?, count("grad_accum")?])
+    }
+
+    fn settings(&self) -> Option<toml::Table> {
+        std::fs::read_to_string(self.path.join(SETTINGS_FILE)).ok()?.parse().ok()
     }
 
     /// Refuses to start anew over the checkpoints of another run, which `auto` has passed over.

@@ -27,9 +27,9 @@ use qlora_train::train::run::{Routine, Run};
 use qlora_train::train::session::Session;
 use qlora_train::train::steps::Steps;
 
-use super::flags::TrainFlags;
+use super::flags::{BatchFlags, TrainFlags};
 use super::identity::identity;
-use super::job::{Source, job, larger};
+use super::job::{Source, first_that_fits, job, larger, tell_split};
 use super::machine::{Machine, available_memory};
 use super::opened::{Opened, open};
 use super::progress::Progress;
@@ -70,19 +70,47 @@ pub fn run(args: &TrainArgs) -> anyhow::Result<()> {
     machine.tell();
     source.tell();
     let corpus = Corpus::load(args, &opened, folder.date())?;
-    let batching = flags.batch.batching(corpus.seq_len);
-    let steps = Steps::new(&corpus.train.examples, batching, flags.batch.length());
-    let limits = corpus.limits(&steps);
-    let (config, weights) = (&opened.config, Some(&opened.weights));
-    let (method, most) = (source.method(), (limits, steps.window_size()));
-    let plan = plan(
-        &job(flags, config, weights, &method, most, (&machine, available_memory())),
-        machine.budget,
-    )?;
+    let Fitted { args, steps, limits, plan } =
+        fit(args, &corpus, &opened, &source, &machine, &folder)?;
     tell_plan(&plan)?;
     signals::check(&stop)?;
-    let task = Task { args, machine, opened, source, corpus: &corpus, limits, plan };
+    let task = Task { args: &args, machine, opened, source, corpus: &corpus, limits, plan };
     task.train(steps, &mut folder, &stop)
+}
+
+/// A run whose micro-batches are as large as they may be.
+struct Fitted<'a> {
+    args: TrainArgs,
+    steps: Steps<'a>,
+    limits: Limits,
+    plan: Plan,
+}
+
+/// Plans the micro-batches that were asked for, and smaller ones as long as those do not fit.
+fn fit<'a>(
+    args: &TrainArgs,
+    corpus: &'a Corpus,
+    opened: &Opened,
+    source: &Source,
+    machine: &Machine,
+    folder: &RunFolder,
+) -> Result<Fitted<'a>, Error> {
+    let (method, host) = (source.method(), available_memory());
+    let (config, weights) = (&opened.config, Some(&opened.weights));
+    let with = |batch: BatchFlags| -> Result<Fitted<'a>, Error> {
+        let mut args = args.clone();
+        args.flags.batch = batch;
+        let (flags, batching) = (&args.flags, args.flags.batch.batching(corpus.seq_len));
+        let steps = Steps::new(&corpus.train.examples, batching, flags.batch.length());
+        let limits = corpus.limits(&steps);
+        let most = (limits, steps.window_size());
+        let job = job(flags, config, weights, &method, most, (machine, host));
+        let plan = plan(&job, machine.budget)?;
+        Ok(Fitted { args, steps, limits, plan })
+    };
+    let fitted = first_that_fits(args.flags.batch.splits(folder.batch()), with, |f| &f.plan)?;
+    tell_split(&args.flags.batch, &fitted.args.flags.batch);
+    Ok(fitted)
 }
 
 /// A run that fits: what is told, planned and checked.

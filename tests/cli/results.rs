@@ -110,6 +110,46 @@ fn a_model_of_any_shape_is_made_up_and_trained() {
 }
 
 #[test]
+fn micro_batches_that_are_too_large_become_more_and_smaller_ones() {
+    let (place, model, data) = (Place::new(), model(), data());
+    let asked = ["--batch-size", "8", "--grad-accum", "2", "--no-packing", "--max-steps", "2"];
+    let plan = |more: &[&str]| -> Value {
+        place.json(&[&["plan", &model, &data, "--json"][..], &asked, more].concat())
+    };
+    let whole = plan(&[]);
+    assert_eq!(
+        (&whole["choices"]["batch_size"], &whole["choices"]["grad_accum"]),
+        (&8.into(), &2.into())
+    );
+    // The smallest that eight at once can do with, less a little.
+    let eight = plan(&["--memory-budget", "1KiB", "--grad-accum", "1", "--batch-size", "1"]);
+    let budget = eight["device_bytes"].as_u64().unwrap() + (64 << 10);
+    let budget = ["--memory-budget", &budget.to_string()];
+    let split = plan(&budget);
+    let size = split["choices"]["batch_size"].as_u64().unwrap();
+    assert!(size < 8 && size * split["choices"]["grad_accum"].as_u64().unwrap() == 16, "{split}");
+    let train = |output: &str, more: &[&str]| {
+        let flags = ["--output-dir", output, "--save-steps", "1", "--dtype", "f32"];
+        let output = place.run(&[&[&*model, &data][..], &flags, &asked, more].concat());
+        assert!(output.status.success(), "{}", stderr(&output));
+        stderr(&output)
+    };
+    train("whole", &[]);
+    let budget = [&budget[..], &["--dtype", "bf16"]].concat();
+    let told = train("split", &budget);
+    assert!(told.contains(&format!("micro-batches of {size} in place of 8")), "{told}");
+    let losses = |folder: &str| -> Vec<f64> {
+        let lines = metrics(&place.path(folder).join("metrics.jsonl"));
+        lines.iter().filter_map(|line| line["loss"].as_f64()).collect()
+    };
+    for (whole, split) in losses("whole").iter().zip(losses("split")) {
+        assert!((whole - split).abs() < 0.01 * whole, "{split}, not {whole}");
+    }
+    let settings = String::from_utf8(place.bytes("split/train_config.toml")).unwrap();
+    assert!(settings.contains(&format!("batch_size = {size}\n")), "{settings}");
+}
+
+#[test]
 fn the_longest_sequence_that_a_plan_names_fits_and_a_longer_one_does_not() {
     let (place, model) = (Place::new(), model());
     let plan = |seq_len: u64| -> Value {
