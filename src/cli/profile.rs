@@ -85,11 +85,9 @@ fn table(record: &Record, wall: Duration) -> String {
             };
             let moved = if *bytes > 0 { mib(*bytes) } else { String::new() };
             let (count, seconds) = (grouped(*count), time.as_secs_f64());
-            let _ = writeln!(
-                text,
-                "  {name:<26} {count:>6} {seconds:>13.3} {:>10.1} {moved:>13}",
-                share(*time)
-            );
+            let share = share(*time);
+            let row = format!("  {name:<26} {count:>6} {seconds:>13.3} {share:>10.1} {moved:>13}");
+            let _ = writeln!(text, "{}", row.trim_end());
         }
     }
     let rate = record.flops / wall.as_secs_f64() / 1e9;
