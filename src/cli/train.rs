@@ -152,8 +152,9 @@ impl Task<'_> {
             device.start_profile()?;
         }
         let done = watched(run, found.as_ref(), total, stop);
-        if let Some(path) = profile {
-            profile::finish(&device, path)?;
+        // A timeline that cannot be written must not cost what was learned.
+        if let Some(Err(error)) = profile.as_ref().map(|path| profile::finish(&device, path)) {
+            output::warn(error);
         }
         let (session, summary) = done?;
         write_results(folder, &self.opened, &session, &adapter, &summary)?;
@@ -285,8 +286,8 @@ fn tell_plan(plan: &Plan) -> Result<(), Error> {
     }
     if plan.host > plan.host_budget {
         let what = format!(
-            "{} MiB of host memory are needed beside it, {} MiB are free: lower --batch-size, \
-             --grad-accum or --seq-len, or allow more",
+            "{} MiB of host memory are needed beside the GPU, {} MiB are free: lower \
+             --batch-size, --grad-accum or --seq-len, or allow the GPU more",
             mib(plan.host),
             mib(plan.host_budget)
         );

@@ -113,7 +113,7 @@ pub(super) enum Memory {
     Planned,
 }
 
-// SAFETY: only its address is given away.
+// SAFETY: only its address is given away, and whoever uses that answers for who else does.
 unsafe impl Sync for Memory {}
 
 impl Memory {

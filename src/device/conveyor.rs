@@ -135,24 +135,17 @@ impl Layout {
         self.parts.push(Part::default());
     }
 
-    /// `len` numbers of the part begun last, which are at `source`; a plan can do without.
-    ///
-    /// # Errors
-    /// [`Error::OutOfMemory`] never: the numbers take no memory of their own.
-    pub fn place<T: Pod>(
-        &mut self,
-        device: &Device,
-        source: Option<Source>,
-        len: usize,
-    ) -> Result<Buf<T>, Error> {
+    /// `len` numbers of the part begun last, which are at `source`; a plan can do without. They take no
+    /// memory of their own.
+    pub fn place<T: Pod>(&mut self, device: &Device, source: Option<Source>, len: usize) -> Buf<T> {
         let number = self.parts.len() - 1;
         let part = &mut self.parts[number];
         let (at, bytes) = (part.bytes.next_multiple_of(ALIGN), len * size_of::<T>());
         part.bytes = at + bytes;
         part.pieces.extend(source.map(|source| Piece { source, bytes, at }));
         let slot = self.slots[number % SLOTS].clone();
-        let nothing = device.ledger().book(self.label, 0)?;
-        Ok(Buf::new(Storage::Passing { slot, part: number, at }, len, nothing))
+        let nothing = device.ledger().book(self.label, 0).expect("no bytes always fit");
+        Buf::new(Storage::Passing { slot, part: number, at }, len, nothing)
     }
 
     /// Takes the memory and starts the thread that reads.
@@ -191,7 +184,7 @@ impl Layout {
 pub struct Traffic {
     /// Bytes read.
     pub bytes: u64,
-    /// Time spent waiting for them.
+    /// Time that the program waited: until they had come; on a GPU, until their copies were queued.
     pub waited: Duration,
 }
 
@@ -417,7 +410,7 @@ mod tests {
         let place = |part: usize| {
             layout.begin_part();
             let source = Source { origin: origin.clone(), offset: 8 * part as u64 };
-            layout.place(&device, Some(source), 8).unwrap()
+            layout.place(&device, Some(source), 8)
         };
         let bufs = (0..parts).map(place).collect();
         let conveyor = layout.finish(&device).unwrap();

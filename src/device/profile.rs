@@ -20,7 +20,8 @@ pub enum Lane {
     Copies,
     /// Reading of weights from files.
     Disk,
-    /// Computing that stands still until weights have come.
+    /// The program that waits for weights: on the CPU until they have come, on a GPU until their copies
+    /// are queued.
     Waiting,
 }
 

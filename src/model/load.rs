@@ -271,7 +271,7 @@ impl<'a> Loader<'a> {
             None => self.device.adopt(label, host(bytes)),
             Some(layout) => {
                 let source = source(&mut self.origins, &bytes)?;
-                layout.place(self.device, Some(source), bytes.len() / size_of::<T>())
+                Ok(layout.place(self.device, Some(source), bytes.len() / size_of::<T>()))
             }
         }
     }
@@ -285,7 +285,7 @@ impl<'a> Loader<'a> {
     ) -> Result<Buf<T>, Error> {
         match (self.layout.as_mut().filter(|_| label == BASE), tensor) {
             (None, _) => self.device.alloc(label, len),
-            (Some(layout), None) => layout.place(self.device, None, len),
+            (Some(layout), None) => Ok(layout.place(self.device, None, len)),
             (Some(_), Some(tensor)) => Err(unstreamable(tensor)),
         }
     }

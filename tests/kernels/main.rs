@@ -19,7 +19,9 @@ mod rope;
 mod rows;
 mod sum_squares;
 
-use std::collections::BTreeMap;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, HashMap};
+use std::fmt::Debug;
 use std::sync::LazyLock;
 
 use faults::PLANTED;
@@ -80,7 +82,7 @@ impl Card {
     }
 
     /// Runs a kernel with nothing to find; or the one with a fault in its place, whatever is found.
-    fn run<P: Copy>(&mut self, grid: &Grid, params: &P, order: Order) {
+    fn run<P: Copy + Debug>(&mut self, grid: &Grid, params: &P, order: Order) {
         let is_planted = PLANTED.with_borrow_mut(|planted| {
             let planted = planted.as_mut().filter(|planted| planted.image == grid.image);
             planted.map(|planted| {
@@ -89,9 +91,19 @@ impl Card {
             })
         });
         if is_planted.is_none() {
+            let before = self.memory.digest();
             let findings = self.launch(&MODULES[grid.image], grid, params, order);
             assert_eq!(findings, [], "{} in {order:?}", grid.kernel);
+            self.check_bits(grid, params, order, before);
         }
+    }
+
+    /// The same kernel on the same memory leaves the same bits in every order.
+    fn check_bits<P: Debug>(&self, grid: &Grid, params: &P, order: Order, before: u64) {
+        let key = format!("{} {params:?} {before}", grid.kernel);
+        let after = self.memory.digest();
+        let earlier = LEFT.with_borrow_mut(|left| *left.entry(key).or_insert(after));
+        assert_eq!(after, earlier, "{} in {order:?} leaves other bits", grid.kernel);
     }
 
     fn launch<P: Copy>(
@@ -127,6 +139,11 @@ impl Card {
         self.counters = report.counters;
         report.findings
     }
+}
+
+thread_local! {
+    /// What kernels have left: by name, arguments, and what was there before.
+    static LEFT: RefCell<HashMap<String, u64>> = RefCell::default();
 }
 
 /// The CPU in f64, where it is what a kernel is held against.

@@ -55,7 +55,7 @@ impl Timing {
         Ok(done)
     }
 
-    /// Enters everything timed so far: all of it is done.
+    /// Enters everything timed so far, and waits for what a feed still copies.
     pub(super) fn settle(&self, profile: &Profile) -> Result<(), DriverError> {
         let Some((origin, begun)) = self.origin.get() else { return Ok(()) };
         let pending =

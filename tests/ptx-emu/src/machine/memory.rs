@@ -4,6 +4,7 @@
 //! store. Where two blocks race, a word is torn here as it would be on a device, and nothing worse.
 
 use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hasher};
 use std::ops::Range;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
@@ -113,6 +114,13 @@ impl DeviceMemory {
         let written = flags(range)
             .map(|(group, mask)| (self.written[group].load(Relaxed) & mask).count_ones());
         len - written.sum::<u32>() as usize
+    }
+
+    /// A digest of all bytes.
+    pub fn digest(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        self.words.iter().for_each(|word| hasher.write_u32(word.load(Relaxed)));
+        hasher.finish()
     }
 
     /// Where `len` bytes at `address` are, if all of them belong to one allocation.
