@@ -9,26 +9,26 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 packed=target/gpu_check
+suites=(instructions device models curve streaming plan)
 
 pack() {
     mkdir -p "$packed"
     cargo build --release --bin qlora-train
     # The programs that cargo names, by the name of their target.
-    cargo test --release --no-run --test models --test curve --test device --test instructions \
-        --message-format json >"$packed/built.json"
+    cargo test --release --no-run "${suites[@]/#/--test=}" --message-format json >"$packed/built.json"
     cargo bench --no-run --bench gpu --message-format json >>"$packed/built.json"
-    python3 - "$packed" <<'PYTHON'
+    python3 - "$packed" "${suites[@]}" gpu <<'PYTHON'
 import json, shutil, sys
 folder = sys.argv[1]
 for line in open(f"{folder}/built.json"):
     built = json.loads(line)
-    if built.get("executable") and built["target"]["name"] in ("models", "curve", "device", "instructions", "gpu"):
+    if built.get("executable") and built["target"]["name"] in sys.argv[2:]:
         shutil.copy(built["executable"], f"{folder}/{built['target']['name']}")
 PYTHON
     cp target/release/qlora-train "$packed/"
     git rev-parse HEAD >"$packed/commit"
     rm "$packed/built.json"
-    strip "$packed"/{models,curve,device,instructions,gpu,qlora-train}
+    strip "$packed"/{gpu,qlora-train} "${suites[@]/#/$packed/}"
     du -sh "$packed"
 }
 
@@ -39,8 +39,8 @@ run() {
     nvidia-smi --query-gpu=name,driver_version,clocks.sm,clocks.mem,clocks.max.sm,power.limit --format=csv \
         >"$out/card.csv" 2>/dev/null || echo "nvidia-smi is not there" >"$out/card.csv"
     # A test that fails is part of the result: the measurements go on.
-    for suite in instructions device models curve; do
-        # Of models and curve those that are named after the GPU; the others are all about it.
+    for suite in "${suites[@]}"; do
+        # The first two are all about the GPU; of the others, those tests that are named after it.
         local only=gpu
         [[ $suite == instructions || $suite == device ]] && only=""
         if TEST_DEVICE=cuda "$packed/$suite" $only >"$out/$suite.txt" 2>&1; then

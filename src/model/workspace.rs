@@ -207,7 +207,8 @@ impl Lane {
         }
     }
 
-    /// The input of block `i`, of `len` numbers, on the way back.
+    /// Which of the inputs is that of block `i`, of `len` numbers, on the way back: brought there if it
+    /// waits elsewhere.
     pub fn input(&mut self, device: &Device, i: usize, len: usize) -> usize {
         match self.parked.get(i) {
             None => i,
