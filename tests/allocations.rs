@@ -67,6 +67,7 @@ fn calls_of_steps(family: &str, keep: Keep, moments: Moments, threads: usize) ->
     let open = Open {
         folder: &folder,
         adapter: Some(&folder.join("adapter")),
+        dropout: 0.0,
         quantization: NF4,
         device: cpu(threads, Dtype::Bf16),
         residence: Residence::Resident,

@@ -70,6 +70,7 @@ fn curve(
     let mut session = Open {
         folder: &folder.join("model"),
         adapter: Some(&folder.join(case["adapter"].as_str().unwrap())),
+        dropout: 0.0,
         quantization,
         device: device.clone(),
         residence: Residence::Resident,

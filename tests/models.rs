@@ -66,6 +66,7 @@ impl Case {
         let open = Open {
             folder: &folder,
             adapter: Some(&folder.join("adapter")),
+            dropout: 0.0,
             quantization,
             device: device.clone(),
             residence: Residence::Resident,
@@ -183,6 +184,7 @@ fn recomputing_a_block_gives_the_same_bits_as_keeping_it() {
             let open = Open {
                 folder: &folder,
                 adapter: Some(&folder.join("adapter")),
+                dropout: 0.0,
                 quantization: NF4,
                 device: cpu(threads, Dtype::Bf16),
                 residence: Residence::Resident,
@@ -226,6 +228,7 @@ fn blocks_that_share_memory_have_room_for_the_largest_update_of_any() {
         let open = Open {
             folder: &folder,
             adapter: Some(adapter),
+            dropout: 0.0,
             quantization: Quantization::None,
             device: cpu(2, Dtype::F32),
             residence: Residence::Resident,
@@ -311,6 +314,7 @@ fn greedy_tokens_are_those_of_float64() {
             let mut session = Open {
                 folder: &folder,
                 adapter: None,
+                dropout: 0.0,
                 quantization,
                 device: cpu(1, Dtype::F32),
                 residence: Residence::Resident,

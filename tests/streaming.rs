@@ -55,6 +55,7 @@ fn open_from(
     let open = Open {
         folder,
         adapter: Some(&beside(family).join("adapter")),
+        dropout: 0.0,
         quantization: Quantization::None,
         device,
         residence,

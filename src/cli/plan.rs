@@ -192,6 +192,7 @@ fn as_json(
             "resident_bytes": outlook.resident,
             "longest_sequence": outlook.longest_sequence,
             "largest_batch_tokens": outlook.largest_batch,
+            "largest_family_member": outlook.largest_member,
         },
     })
 }

@@ -19,6 +19,7 @@ use crate::ops::rmsnorm::{self, Center, Norm};
 use crate::ops::rope::{self, Direction};
 use crate::ops::{Write, copy};
 
+use super::branch::Branch;
 use super::cache::LayerCache;
 use super::linear::{Context, Linear};
 use super::saved::{Grads, Saved};
@@ -108,12 +109,33 @@ pub struct Block {
     pub down: Linear,
 }
 
+/// Most rows of an MLP that are computed at once.
+const MLP_ROWS: usize = 4096;
+
+/// Rows of an MLP that are computed at once, of `tokens` tokens.
+pub fn mlp_rows(tokens: usize) -> usize {
+    tokens.min(MLP_ROWS)
+}
+
+/// The pieces in which an MLP is computed, first to last.
+fn pieces(tokens: usize) -> impl Iterator<Item = Range<usize>> {
+    (0..tokens).step_by(MLP_ROWS).map(move |first| first..tokens.min(first + MLP_ROWS))
+}
+
 impl Block {
     /// All linear maps, in the order of what [`Saved`] keeps of their updates.
     pub fn linears(&self) -> impl Iterator<Item = &Linear> {
-        let (qkv, gate_up) = (self.qkv.iter(), self.gate_up.iter());
-        let (qkv, gate_up) = (qkv.map(|slot| &slot.linear), gate_up.map(|slot| &slot.linear));
-        qkv.chain([&self.output]).chain(gate_up).chain([&self.down])
+        self.attention_linears().chain(self.mlp_linears())
+    }
+
+    /// Those of attention.
+    pub fn attention_linears(&self) -> impl Iterator<Item = &Linear> {
+        self.qkv.iter().map(|slot| &slot.linear).chain([&self.output])
+    }
+
+    /// Those of the MLP.
+    pub fn mlp_linears(&self) -> impl Iterator<Item = &Linear> {
+        self.gate_up.iter().map(|slot| &slot.linear).chain([&self.down])
     }
 
     /// All linear maps, for attaching updates.
@@ -124,8 +146,8 @@ impl Block {
     }
 
     /// y [N, C] = this block of x [N, C]; `saved` receives what [`backward`](Self::backward) needs.
-    /// Without y nothing else is computed. `h` is room for the MLP's [N, F]. With a `cache`, keys and
-    /// values of earlier tokens are seen too, and these are added to it.
+    /// Without y nothing else is computed. `h` is room for one piece of the MLP's [N, F]. With a
+    /// `cache`, keys and values of earlier tokens are seen too, and these are added to it.
     pub fn forward(
         &self,
         cx: &mut Context,
@@ -133,14 +155,12 @@ impl Block {
         saved: &mut Saved,
         h: &mut Act,
         cache: Option<&mut LayerCache>,
-        y: Option<MatMut>,
+        mut y: Option<MatMut>,
     ) {
         let n = cx.tokens.count;
         let (hidden, width) = (x.cols, self.attention.fused_columns());
-        let feed_forward = self.down.weight.cols;
         let (first, rest) = saved.low_rank.split_at_mut(self.qkv.len());
-        let (output_xa, rest) = rest.split_first_mut().expect("an entry for each linear map");
-        let (gate_up_xa, down_xa) = rest.split_at_mut(self.gate_up.len());
+        let output_xa = &mut rest[0];
 
         // 1. h₁ = norm(x)
         let input_norm = self.norms.of(&self.norms.input);
@@ -164,34 +184,63 @@ impl Block {
         // 6. x₁ = x + o·Woᵀ
         let o = saved.o.view(n, self.output.weight.cols);
         let x1 = saved.x1.view_mut(n, hidden);
-        let kept = (output_xa, saved.attention_out.as_mut());
+        let kept = (output_xa, saved.attention_out.as_mut().map(|out| out.view_mut(n, hidden)));
         self.attention_branch().add(cx, o, kept, x, x1);
+        // 7. to 9. the MLP, which is made on the way back where its pieces share memory
+        if y.is_some() || saved.keeps_mlp(n) {
+            for piece in pieces(n) {
+                let y = y.as_mut().map(|y| y.reborrow().rows(piece.clone()));
+                self.forward_mlp(cx, piece, saved, h, y);
+            }
+        }
+    }
+
+    /// Steps 7 to 9 of the tokens `piece`.
+    fn forward_mlp(
+        &self,
+        cx: &mut Context,
+        piece: Range<usize>,
+        saved: &mut Saved,
+        h: &mut Act,
+        y: Option<MatMut>,
+    ) {
+        let (n, rows) = (cx.tokens.count, piece.len());
+        let (hidden, feed_forward) = (self.down.weight.rows, self.down.weight.cols);
+        let place = saved.place(&piece, n);
+        let (_, of_mlp) = saved.low_rank.split_at_mut(self.qkv.len() + 1);
+        let (gate_up_xa, down_xa) = of_mlp.split_at_mut(self.gate_up.len());
+        cx.first = piece.start;
+
         // 7. h₂ = norm(x₁), gate_up = h₂·[Wg | Wu]ᵀ
-        let x1 = saved.x1.view(n, hidden);
+        let x1 = saved.x1.view(n, hidden).rows(piece);
         let mlp_norm = self.norms.of(&self.norms.mlp);
-        rmsnorm::forward(cx.device, x1, mlp_norm, saved.h2.view_mut(n, hidden), Write::Set);
-        let h2 = saved.h2.view(n, hidden);
-        let gate_up = saved.gate_up.view_mut(n, 2 * feed_forward);
+        let h2 = saved.h2.view_mut(place.end, hidden).rows(place.clone());
+        rmsnorm::forward(cx.device, x1, mlp_norm, h2, Write::Set);
+        let h2 = saved.h2.view(place.end, hidden).rows(place.clone());
+        let gate_up = saved.gate_up.view_mut(place.end, 2 * feed_forward).rows(place.clone());
         forward_slots(cx, &self.gate_up, h2, gate_up_xa, gate_up);
         // 8. h = act(gate)·up
-        let gate_up = saved.gate_up.view(n, 2 * feed_forward);
-        glu::forward(cx.device, gate_up, self.activation, h.view_mut(n, feed_forward));
+        let gate_up = saved.gate_up.view(place.end, 2 * feed_forward).rows(place.clone());
+        glu::forward(cx.device, gate_up, self.activation, h.view_mut(rows, feed_forward));
         // 9. y = x₁ + h·Wdᵀ
-        let h = h.view(n, feed_forward);
-        let kept = (&mut down_xa[0], saved.mlp_out.as_mut());
+        let h = h.view(rows, feed_forward);
+        let out = saved.mlp_out.as_mut().map(|out| out.view_mut(place.end, hidden).rows(place));
+        let kept = (&mut down_xa[0], out);
         match y {
             Some(y) => self.mlp_branch().add(cx, h, kept, x1, y),
             None => self.mlp_branch().keep(cx, h, kept),
         }
+        cx.first = 0;
     }
 
     /// Turns `dx` from the gradient at y into the gradient at x, and adds to the gradients of the
-    /// parameters. With `Reach::Params` the gradient at x is not computed. `h` is room for [N, F].
+    /// parameters. With `Reach::Params` the gradient at x is not computed. `h` is room for one piece
+    /// of [N, F].
     pub fn backward(
         &self,
         cx: &mut Context,
         x: Mat,
-        saved: &Saved,
+        saved: &mut Saved,
         g: &mut Grads,
         h: &mut Act,
         dx: &mut Act,
@@ -199,31 +248,20 @@ impl Block {
     ) {
         let n = cx.tokens.count;
         let (hidden, width) = (x.cols, self.attention.fused_columns());
-        let feed_forward = self.down.weight.cols;
-        let (first, rest) = saved.low_rank.split_at(self.qkv.len());
-        let (output_xa, rest) = rest.split_first().expect("an entry for each linear map");
-        let (gate_up_xa, down_xa) = rest.split_at(self.gate_up.len());
 
-        // 9'. dh = dy·Wd
-        let dy = dx.view(n, hidden);
-        let dm = self.mlp_branch().gradient(cx.device, saved.mlp_out.as_ref(), dy, &mut g.dn);
-        let dh = (h.view_mut(n, feed_forward), Write::Set);
-        self.down.backward_to_input(cx, down_xa[0].as_ref(), dm, dh);
-        // 8'. d_gate_up, and h in the place of its gradient
-        let gate_up = saved.gate_up.view(n, 2 * feed_forward);
-        let d_gate_up = g.d_gate_up.view_mut(n, 2 * feed_forward);
-        let dh = h.view_mut(n, feed_forward);
-        glu::backward(cx.device, gate_up, self.activation, dh, d_gate_up);
-        self.down.gradient_of_a(cx, h.view(n, feed_forward));
-        // 7'. dn = d_gate_up·[Wg ; Wu], dx += gradient of the norm at x₁
-        let (h2, d_gate_up) = (saved.h2.view(n, hidden), g.d_gate_up.view(n, 2 * feed_forward));
-        let dn = Some(g.dn.view_mut(n, hidden));
-        backward_slots(cx, &self.gate_up, h2, gate_up_xa, d_gate_up, dn);
-        let (x1, mlp_norm) = (saved.x1.view(n, hidden), self.norms.of(&self.norms.mlp));
-        let dn = g.dn.view(n, hidden);
-        rmsnorm::backward(cx.device, x1, mlp_norm, dn, dx.view_mut(n, hidden), Write::Add);
+        // 9'. to 7'. the MLP, made first where its pieces share memory
+        let kept = saved.keeps_mlp(n);
+        for piece in pieces(n) {
+            if !kept {
+                self.forward_mlp(cx, piece.clone(), saved, h, None);
+            }
+            self.backward_mlp(cx, piece, saved, g, h, dx);
+        }
+        let (first, rest) = saved.low_rank.split_at(self.qkv.len());
+        let output_xa = &rest[0];
         // 6'. d_o = dx₁·Wo
-        let (dx1, out) = (dx.view(n, hidden), saved.attention_out.as_ref());
+        let dx1 = dx.view(n, hidden);
+        let out = saved.attention_out.as_ref().map(|out| out.view(n, hidden));
         let da = self.attention_branch().gradient(cx.device, out, dx1, &mut g.dn);
         let o = saved.o.view(n, self.output.weight.cols);
         let d_o = (g.d_o.view_mut(n, o.cols), Write::Set);
@@ -243,6 +281,47 @@ impl Block {
             let (dn, norm) = (g.dn.view(n, hidden), self.norms.of(&self.norms.input));
             rmsnorm::backward(cx.device, x, norm, dn, dx.view_mut(n, hidden), Write::Add);
         }
+    }
+
+    /// Steps 9' to 7' of the tokens `piece`.
+    fn backward_mlp(
+        &self,
+        cx: &mut Context,
+        piece: Range<usize>,
+        saved: &Saved,
+        g: &mut Grads,
+        h: &mut Act,
+        dx: &mut Act,
+    ) {
+        let (n, rows) = (cx.tokens.count, piece.len());
+        let (hidden, feed_forward) = (self.down.weight.rows, self.down.weight.cols);
+        let place = saved.place(&piece, n);
+        let (_, of_mlp) = saved.low_rank.split_at(self.qkv.len() + 1);
+        let (gate_up_xa, down_xa) = of_mlp.split_at(self.gate_up.len());
+        cx.first = piece.start;
+
+        // 9'. dh = dy·Wd
+        let dy = dx.view(n, hidden).rows(piece.clone());
+        let out = saved.mlp_out.as_ref().map(|out| out.view(place.end, hidden).rows(place.clone()));
+        let dm = self.mlp_branch().gradient(cx.device, out, dy, &mut g.dn);
+        let dh = (h.view_mut(rows, feed_forward), Write::Set);
+        self.down.backward_to_input(cx, down_xa[0].as_ref(), dm, dh);
+        // 8'. d_gate_up, and h in the place of its gradient
+        let gate_up = saved.gate_up.view(place.end, 2 * feed_forward).rows(place.clone());
+        let d_gate_up = g.d_gate_up.view_mut(rows, 2 * feed_forward);
+        let dh = h.view_mut(rows, feed_forward);
+        glu::backward(cx.device, gate_up, self.activation, dh, d_gate_up);
+        self.down.gradient_of_a(cx, h.view(rows, feed_forward));
+        // 7'. dn = d_gate_up·[Wg ; Wu], dx += gradient of the norm at x₁
+        let h2 = saved.h2.view(place.end, hidden).rows(place);
+        let d_gate_up = g.d_gate_up.view(rows, 2 * feed_forward);
+        let dn = Some(g.dn.view_mut(rows, hidden));
+        backward_slots(cx, &self.gate_up, h2, gate_up_xa, d_gate_up, dn);
+        let x1 = saved.x1.view(n, hidden).rows(piece.clone());
+        let (dn, mlp_norm) = (g.dn.view(rows, hidden), self.norms.of(&self.norms.mlp));
+        let dx = dx.view_mut(n, hidden).rows(piece);
+        rmsnorm::backward(cx.device, x1, mlp_norm, dn, dx, Write::Add);
+        cx.first = 0;
     }
 
     fn attention_branch(&self) -> Branch<'_> {
@@ -381,55 +460,5 @@ fn backward_slots(
         let dx = dx.as_mut().map(|dx| (dx.reborrow(), write));
         slot.linear.backward(cx, x, xa.as_ref(), dy.columns(slot.columns.clone()), dx);
         write = Write::Add;
-    }
-}
-
-/// A linear map at the end of a branch, and the norm of its output in families that have one.
-struct Branch<'a> {
-    linear: &'a Linear,
-    norm: Option<Norm<'a>>,
-}
-
-impl Branch<'_> {
-    /// y [N, C] = x + this branch of h; keeps xa, and what the norm is taken of.
-    fn add(
-        &self,
-        cx: &mut Context,
-        h: Mat,
-        (xa, out): (&mut Option<Act>, Option<&mut Act>),
-        x: Mat,
-        mut y: MatMut,
-    ) {
-        let (Some(norm), Some(out)) = (self.norm, out) else {
-            return self.linear.forward(cx, h, xa.as_mut(), Some(x), y);
-        };
-        self.linear.forward(cx, h, xa.as_mut(), None, out.view_mut(x.rows, x.cols));
-        copy::copy(cx.device, x, y.reborrow());
-        rmsnorm::forward(cx.device, out.view(x.rows, x.cols), norm, y, Write::Add);
-    }
-
-    /// Keeps what the way back needs of [`add`](Self::add).
-    fn keep(&self, cx: &mut Context, h: Mat, (xa, out): (&mut Option<Act>, Option<&mut Act>)) {
-        match (self.norm, out) {
-            (Some(_), Some(out)) => {
-                let out = out.view_mut(h.rows, self.linear.weight.rows);
-                self.linear.forward(cx, h, xa.as_mut(), None, out);
-            }
-            _ => self.linear.low_rank(cx, h, xa.as_mut()),
-        }
-    }
-
-    /// The gradient at the linear map's output: dy itself, or through the norm into `dn`.
-    fn gradient<'a>(
-        &self,
-        device: &Device,
-        out: Option<&Act>,
-        dy: Mat<'a>,
-        dn: &'a mut Act,
-    ) -> Mat<'a> {
-        let (Some(norm), Some(out)) = (self.norm, out) else { return dy };
-        let at = out.view(dy.rows, dy.cols);
-        rmsnorm::backward(device, at, norm, dy, dn.view_mut(dy.rows, dy.cols), Write::Set);
-        dn.view(dy.rows, dy.cols)
     }
 }

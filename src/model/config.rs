@@ -13,6 +13,7 @@
 mod family;
 mod fields;
 mod layers;
+pub mod members;
 mod ropes;
 
 use std::path::Path;

@@ -138,6 +138,7 @@ impl Decoder {
                 let mut cx = Context {
                     device,
                     tokens,
+                    first: 0,
                     params,
                     dxa: &mut w.dxa,
                     dropout: dropout(*draw, w.training.as_mut().and_then(|t| t.dropped.as_mut())),
@@ -265,6 +266,7 @@ impl Decoder {
                 let mut cx = Context {
                     device,
                     tokens,
+                    first: 0,
                     params,
                     dxa: &mut w.dxa,
                     dropout: dropout(*draw, training.dropped.as_mut()),

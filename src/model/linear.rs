@@ -10,6 +10,8 @@
 //!
 //! LoRA's product rides in the frozen one as extra K columns; it is no second pass over y.
 
+use std::ops::Range;
+
 use crate::device::{Act, Buf, Device, Mat, MatMut};
 use crate::ops::Write;
 use crate::ops::dropout::{Draw, dropout};
@@ -54,12 +56,21 @@ pub struct Context<'a> {
     pub device: &'a Device,
     /// Which tokens it runs over.
     pub tokens: &'a Tokens,
+    /// The first of those that a linear map is given: not 0 in later pieces of an MLP.
+    pub first: usize,
     /// The trainable numbers.
     pub params: &'a mut Params,
     /// Room for xa's gradient [N, R].
     pub dxa: &'a mut Act,
     /// What dropout needs; absent without dropout and outside training.
     pub dropout: Option<Dropout<'a>>,
+}
+
+impl Context<'_> {
+    /// The rows of what a linear map keeps that belong to its `rows` inputs.
+    fn rows(&self, rows: usize) -> Range<usize> {
+        self.first..self.first + rows
+    }
 }
 
 /// Memory and random numbers for dropout.
@@ -86,8 +97,8 @@ impl Linear {
             return matmul(cx.device, Form::Nt, &[base], epilogue, y, Write::Set);
         };
         self.low_rank(cx, x, Some(xa));
-        let up = Operand::Dense(cx.params.operand(lora.b));
-        let up = Term { left: xa.view(x.rows, lora.rank), right: up };
+        let (up, rows) = (Operand::Dense(cx.params.operand(lora.b)), cx.rows(x.rows));
+        let up = Term { left: xa.view(rows.end, lora.rank).rows(rows), right: up };
         matmul(cx.device, Form::Nt, &[base, up], epilogue, y, Write::Set);
     }
 
@@ -95,9 +106,10 @@ impl Linear {
     pub fn low_rank(&self, cx: &mut Context, x: Mat, xa: Option<&mut Act>) {
         let (Some(lora), Some(xa)) = (&self.lora, xa) else { return };
         let a = Operand::Dense(cx.params.operand(lora.a));
-        let down = Term { left: dropped(cx.device, &mut cx.dropout, lora, x), right: a };
+        let rows = cx.rows(x.rows);
+        let down = Term { left: dropped(cx.device, &mut cx.dropout, cx.first, lora, x), right: a };
         let scaled = Epilogue { alpha: lora.scale, ..Epilogue::default() };
-        let out = xa.view_mut(x.rows, lora.rank);
+        let out = xa.view_mut(rows.end, lora.rank).rows(rows);
         matmul(cx.device, Form::Nt, &[down], scaled, out, Write::Set);
     }
 
@@ -134,6 +146,7 @@ impl Linear {
         };
         let dxa = cx.dxa.view(dy.rows, lora.rank);
         let low_rank = Term { left: dxa, right: Operand::Dense(cx.params.operand(lora.a)) };
+        let first = cx.first;
         let Some(Dropout { room, draw }) = cx.dropout.as_mut().filter(|_| lora.dropout > 0.0)
         else {
             return matmul(cx.device, Form::Nn, &[base, low_rank], Epilogue::default(), dx, write);
@@ -143,14 +156,16 @@ impl Linear {
         matmul(cx.device, Form::Nn, &[low_rank], Epilogue::default(), undropped, Write::Set);
         let mut dx = dx;
         matmul(cx.device, Form::Nn, &[base], Epilogue::default(), dx.reborrow(), write);
-        let draw = stream_of(*draw, lora);
+        let draw = stream_of(*draw, lora, first);
         dropout(cx.device, room.view(rows, cols), draw, lora.dropout, dx, Write::Add);
     }
 
     /// dB += dyᵀ·xa and dxa = s·dy·B, where there is an update.
     fn gradient_of_b(&self, cx: &mut Context, xa: Option<&Act>, dy: Mat) {
         let Some(lora) = &self.lora else { return };
-        let xa = xa.expect("a linear map with LoRA has kept xa").view(dy.rows, lora.rank);
+        let xa = xa.expect("a linear map with LoRA has kept xa");
+        let rows = cx.rows(dy.rows);
+        let xa = xa.view(rows.end, lora.rank).rows(rows);
         let db = Term { left: dy, right: Operand::Dense(xa) };
         let out = cx.params.grad_mut(lora.b);
         matmul(cx.device, Form::Tn, &[db], Epilogue::default(), out, Write::Add);
@@ -163,7 +178,7 @@ impl Linear {
     /// dA += dxaᵀ·drop(x), where there is an update.
     pub fn gradient_of_a(&self, cx: &mut Context, x: Mat) {
         let Some(lora) = &self.lora else { return };
-        let input = Operand::Dense(dropped(cx.device, &mut cx.dropout, lora, x));
+        let input = Operand::Dense(dropped(cx.device, &mut cx.dropout, cx.first, lora, x));
         let da = Term { left: cx.dxa.view(x.rows, lora.rank), right: input };
         let out = cx.params.grad_mut(lora.a);
         matmul(cx.device, Form::Tn, &[da], Epilogue::default(), out, Write::Add);
@@ -174,6 +189,7 @@ impl Linear {
 fn dropped<'m>(
     device: &Device,
     state: &'m mut Option<Dropout>,
+    first: usize,
     lora: &Lora,
     x: Mat<'m>,
 ) -> Mat<'m> {
@@ -181,10 +197,12 @@ fn dropped<'m>(
         return x;
     };
     let out = room.view_mut(x.rows, x.cols);
-    dropout(device, x, stream_of(*draw, lora), lora.dropout, out, Write::Set);
+    dropout(device, x, stream_of(*draw, lora, first), lora.dropout, out, Write::Set);
     room.view(x.rows, x.cols)
 }
 
-fn stream_of(draw: Draw, lora: &Lora) -> Draw {
-    Draw { stream: draw.stream + lora.stream, ..draw }
+/// The numbers of the update `lora` from token `first` on: each piece of the tokens has its own.
+fn stream_of(draw: Draw, lora: &Lora, first: usize) -> Draw {
+    let seed = draw.seed.wrapping_add((first as u64) << 32);
+    Draw { seed, stream: draw.stream + lora.stream }
 }

@@ -2,11 +2,13 @@
 //!
 //! Names and shapes are those of the steps in `block.rs`.
 
+use std::ops::Range;
+
 use crate::device::{Act, Device};
 use crate::error::Error;
 use crate::ops::attention;
 
-use super::block::Block;
+use super::block::{Block, mlp_rows};
 
 /// What the forward pass of one block leaves for its backward pass.
 pub struct Saved {
@@ -17,6 +19,8 @@ pub struct Saved {
     pub(super) o: Act,
     pub(super) attention_out: Option<Act>,
     pub(super) x1: Act,
+    /// Rows of what follows: of all tokens, or of one piece of them.
+    pub(super) mlp: usize,
     pub(super) h2: Act,
     pub(super) gate_up: Act,
     pub(super) mlp_out: Option<Act>,
@@ -37,11 +41,18 @@ const SAVED: &str = "activations";
 const GRADS: &str = "activation gradients";
 
 impl Saved {
-    /// Room for `tokens` tokens of any one of `blocks`, which differ in their updates at most.
+    /// Room for `tokens` tokens of any one of `blocks`, which differ in their updates at most; for the
+    /// MLP of `mlp` of them.
     ///
     /// # Errors
     /// [`Error::OutOfMemory`].
-    pub fn new(device: &Device, blocks: &[Block], tokens: usize) -> Result<Self, Error> {
+    pub fn new(
+        device: &Device,
+        blocks: &[Block],
+        tokens: usize,
+        mlp: usize,
+    ) -> Result<Self, Error> {
+        let of_mlp = |columns: usize| device.alloc_act(SAVED, mlp * columns);
         let (act, block) = (|columns: usize| device.alloc_act(SAVED, tokens * columns), &blocks[0]);
         let heads = block.attention.heads;
         let (hidden, feed_forward) = (block.down.weight.rows, block.down.weight.cols);
@@ -56,13 +67,29 @@ impl Saved {
             o: act(heads.heads * heads.head_dim)?,
             attention_out: sandwich.then(|| act(hidden)).transpose()?,
             x1: act(hidden)?,
-            h2: act(hidden)?,
-            gate_up: act(2 * feed_forward)?,
-            mlp_out: sandwich.then(|| act(hidden)).transpose()?,
+            mlp,
+            h2: of_mlp(hidden)?,
+            gate_up: of_mlp(2 * feed_forward)?,
+            mlp_out: sandwich.then(|| of_mlp(hidden)).transpose()?,
             low_rank: largest_ranks(blocks)
                 .map(|r| r.map(act).transpose())
                 .collect::<Result<_, _>>()?,
         })
+    }
+}
+
+impl Saved {
+    /// Where the MLP of the tokens `piece`, of `tokens` in all, is kept.
+    pub(super) fn place(&self, piece: &Range<usize>, tokens: usize) -> Range<usize> {
+        match self.keeps_mlp(tokens) {
+            true => piece.clone(),
+            false => 0..piece.len(),
+        }
+    }
+
+    /// Whether the MLP of all of `tokens` tokens is kept.
+    pub(super) fn keeps_mlp(&self, tokens: usize) -> bool {
+        tokens <= self.mlp
     }
 }
 
@@ -85,7 +112,7 @@ impl Grads {
             dn: act(hidden)?,
             dqkv: act(block.attention.fused_columns())?,
             d_o: act(block.attention.query_columns().len())?,
-            d_gate_up: act(2 * feed_forward)?,
+            d_gate_up: device.alloc_act(GRADS, mlp_rows(tokens) * 2 * feed_forward)?,
         })
     }
 }

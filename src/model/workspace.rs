@@ -14,8 +14,10 @@ use crate::device::parking::Parked;
 use crate::device::{Act, Buf, Device, Dtype, MatMut};
 use crate::error::Error;
 
+use super::block::{Block, mlp_rows};
 use super::cache::LayerCache;
 use super::decoder::Decoder;
+use super::linear::Linear;
 use super::saved::{Grads, Saved};
 use super::tokens::{Limits, Tokens};
 
@@ -138,12 +140,12 @@ impl Workspace {
         let kept = keep.blocks.min(c.layers).max(least);
         let block = &decoder.layers[0];
         let lane = |_| Lane::new(device, decoder, limits, kept, training.then_some(keep));
-        let passing = (kept == 0).then(|| Saved::new(device, &decoder.layers, n));
+        let passing = (kept == 0).then(|| Saved::new(device, &decoder.layers, n, mlp_rows(n)));
         Ok(Self {
             lanes: (0..keep.lanes).map(lane).collect::<Result<_, _>>()?,
             kept,
             passing: passing.transpose()?,
-            h: device.alloc_act("activations", n * block.down.weight.cols)?,
+            h: device.alloc_act("activations", mlp_rows(n) * block.down.weight.cols)?,
             caches: caches(device, decoder, purpose)?,
             head: HeadRoom::new(device, decoder, limits.targets, keep.logits)?,
             training: match training {
@@ -184,9 +186,12 @@ impl Lane {
         let parked =
             (0..parked).map(|_| device.alloc_parked(INPUTS, hidden * device.dtype().size()));
         let first = c.layers - kept;
+        // A single block's memory is that of all blocks in turn: none of them keeps its MLP.
+        let whole = training.is_some_and(|keep| keep.blocks > 1);
+        let mlp = if whole { limits.tokens } else { mlp_rows(limits.tokens) };
         let saved = |i| {
             let blocks = if i == first { 0..i + 1 } else { i..i + 1 };
-            Saved::new(device, &decoder.layers[blocks], limits.tokens)
+            Saved::new(device, &decoder.layers[blocks], limits.tokens, mlp)
         };
         let dx = training.is_some().then(|| device.alloc_act("activation gradients", hidden));
         Ok(Self {
@@ -277,8 +282,10 @@ fn caches(device: &Device, decoder: &Decoder, purpose: Purpose) -> Result<Vec<La
 }
 
 fn dropout_room(device: &Device, decoder: &Decoder, n: usize) -> Result<Option<Act>, Error> {
-    let linears = decoder.layers.iter().flat_map(|block| block.linears());
-    let dropped = linears.filter(|l| l.lora.as_ref().is_some_and(|lora| lora.dropout > 0.0));
-    let widest = dropped.map(|linear| linear.weight.cols).max();
-    widest.map(|cols| device.alloc_act("activations", n * cols)).transpose()
+    let dropped = |l: &&Linear| l.lora.as_ref().is_some_and(|lora| lora.dropout > 0.0);
+    let attention = decoder.layers.iter().flat_map(Block::attention_linears).filter(dropped);
+    let mlp = decoder.layers.iter().flat_map(Block::mlp_linears).filter(dropped);
+    let attention = attention.map(|linear| n * linear.weight.cols).max();
+    let mlp = mlp.map(|linear| mlp_rows(n) * linear.weight.cols).max();
+    attention.max(mlp).map(|numbers| device.alloc_act("activations", numbers)).transpose()
 }

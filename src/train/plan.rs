@@ -6,6 +6,7 @@ use crate::device::{Device, Dtype, Hardware, Report};
 use crate::error::Error;
 use crate::methods::lora;
 use crate::model::config::Config;
+use crate::model::config::members::members;
 use crate::model::load::{Quantization, Residence, load};
 use crate::model::tokens::Limits;
 use crate::model::workspace::{Keep, Purpose};
@@ -136,7 +137,7 @@ pub fn plan(job: &Job, budget: u64) -> Result<Plan, Error> {
 }
 
 /// What else a budget could hold, and what a larger one would buy.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Outlook {
     /// Bytes with which nothing is computed twice and all weights stay.
     pub everything: u64,
@@ -146,6 +147,8 @@ pub struct Outlook {
     pub longest_sequence: usize,
     /// Tokens of the largest micro-batch, of any number of sequences as long as those planned.
     pub largest_batch: usize,
+    /// The largest published model of the family with which the same micro-batch fits.
+    pub largest_member: Option<&'static str>,
 }
 
 /// The outlook of `job`, whose sequences have `seq_len` tokens at most.
@@ -165,6 +168,7 @@ pub fn outlook(job: &Job, budget: u64, seq_len: usize) -> Result<Outlook, Error>
         resident,
         longest_sequence: largest(sequence, 64)?,
         largest_batch: largest(batch, 1)? * seq_len,
+        largest_member: planner.largest_member()?,
     })
 }
 
@@ -253,6 +257,20 @@ impl Planner<'_> {
             }
         }
         Ok(false)
+    }
+
+    /// The largest published model of the family that would do, where what is trained is new.
+    fn largest_member(&self) -> Result<Option<&'static str>, Error> {
+        let Method::Lora(_) = self.job.method else { return Ok(None) };
+        for member in members(&self.job.config.architecture).rev() {
+            let config = member.shape(self.job.config);
+            let job = Job { config: &config, weights: None, ..*self.job };
+            let planner = Planner { job: &job, budget: self.budget };
+            if planner.fits_somehow(self.job.limits)? {
+                return Ok(Some(member.name));
+            }
+        }
+        Ok(None)
     }
 
     /// As many micro-batches of a step together as fit, with as little in host memory as that allows.

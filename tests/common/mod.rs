@@ -71,6 +71,7 @@ pub fn emulator() -> PathBuf {
 pub struct Open<'a> {
     pub folder: &'a Path,
     pub adapter: Option<&'a Path>,
+    pub dropout: f64,
     pub quantization: Quantization,
     pub residence: Residence,
     pub device: Device,
@@ -91,7 +92,7 @@ impl Open<'_> {
         let index = match &adapter {
             None => Index::default(),
             Some((adapter, folder)) => {
-                lora::attach_adapter(&mut decoder, adapter, folder, 0.0).unwrap().index
+                lora::attach_adapter(&mut decoder, adapter, folder, self.dropout).unwrap().index
             }
         };
         let mut session =
