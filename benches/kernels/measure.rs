@@ -10,7 +10,7 @@ use half::bf16;
 use qlora_train::device::{Act, Buf, Device, Dtype, Simd};
 
 use crate::support::clock::{median, seconds};
-use crate::support::peak::Peak;
+use qlora_train::device::peak::Peak;
 
 /// A group of kernels on a number of threads.
 pub struct Measured<'a> {
@@ -72,12 +72,13 @@ impl Work {
         }
     }
 
-    fn beside(self, seconds: f64, threads: usize) -> String {
-        let rate = |count: usize| count as f64 / seconds / 1e9;
+    fn beside(self, took: f64, threads: usize) -> String {
+        let rate = |count: usize| count as f64 / took / 1e9;
         match self {
             Self::Numbers(count) => format!("{:.2} billion numbers/s", rate(count)),
             Self::Operations(count, dtype) => {
-                let peak = Peak::of(Simd::detect(), dtype).map_or(f64::NAN, |p| p.measure(threads));
+                let peak = Peak::of(Simd::detect(), dtype)
+                    .map_or(f64::NAN, |p| p.measure(threads, || seconds(threads)) / 1e9);
                 let share = rate(count) / peak;
                 format!("{:.0} GFLOP/s, {share:.2} of the peak of {peak:.0}", rate(count))
             }

@@ -45,8 +45,8 @@ use qlora_train::optim::shelf::Paging;
 use qlora_train::train::session::Session;
 
 use cases::Case;
+use qlora_train::device::peak::Peak;
 use support::clock::{median, resident_bytes, seconds};
-use support::peak::Peak;
 use support::shapes::RANK;
 
 /// What is printed of a case.
@@ -180,7 +180,9 @@ fn measure(arguments: &Arguments, folder: &Path, started: Instant) -> Result<(),
     let (mut times, mut peaks) = (Vec::new(), Vec::new());
     for number in 0..if arguments.test { 1 } else { rounds * steps } {
         if number % steps == 0 {
-            peaks.push(peak.map_or(f64::NAN, |peak| peak.measure(threads)));
+            peaks.push(
+                peak.map_or(f64::NAN, |peak| peak.measure(threads, || seconds(threads)) / 1e9),
+            );
         }
         let begun = seconds(threads);
         step(&mut session, &mut optimizer, &window, 2 + number)?;

@@ -2,5 +2,4 @@
 #![allow(dead_code, reason = "each bench uses its part")]
 
 pub mod clock;
-pub mod peak;
 pub mod shapes;

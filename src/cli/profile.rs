@@ -37,7 +37,7 @@ pub fn finish(device: &Device, path: &Path) -> Result<(), Error> {
     let Some(profile) = device.profile() else { return Ok(()) };
     let record = profile.record();
     atomic::write_bytes(path, timeline(&record).to_string())?;
-    output::note(table(&record, profile.now()));
+    output::note(table(&record, profile.now(), device.matrix_peak()));
     output::note(format_args!("timeline: {}", path.display()));
     Ok(())
 }
@@ -64,7 +64,7 @@ fn timeline(record: &Record) -> Value {
 }
 
 /// What took how long, the longest first in each lane.
-fn table(record: &Record, wall: Duration) -> String {
+fn table(record: &Record, wall: Duration, peak: Option<f64>) -> String {
     let share = |time: Duration| 100.0 * time.as_secs_f64() / wall.as_secs_f64();
     let mut text = String::from(
         "profile                       calls       seconds   % of run           MiB\n",
@@ -90,9 +90,17 @@ fn table(record: &Record, wall: Duration) -> String {
             let _ = writeln!(text, "{}", row.trim_end());
         }
     }
-    let rate = record.flops / wall.as_secs_f64() / 1e9;
-    let _ =
-        write!(text, "  products: {:.1} GFLOP, {rate:.1} GFLOP/s over the run", record.flops / 1e9);
+    let rate = record.flops / wall.as_secs_f64();
+    let _ = write!(
+        text,
+        "  products: {:.1} GFLOP, {:.1} GFLOP/s over the run",
+        record.flops / 1e9,
+        rate / 1e9
+    );
+    if let Some(peak) = peak {
+        let (share, peak) = (100.0 * rate / peak, peak / 1e9);
+        let _ = write!(text, ", {share:.1} % of the matrix peak of {peak:.0}");
+    }
     if record.left_out > 0 {
         let _ = write!(text, "; {} spans are not in the timeline", grouped(record.left_out));
     }

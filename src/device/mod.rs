@@ -18,11 +18,13 @@ pub mod cpu;
 pub mod cuda;
 pub mod memory;
 pub mod parking;
+pub mod peak;
 pub mod plan;
 pub mod profile;
 pub mod queue;
 
 use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Instant;
 
 use bytemuck::Pod;
 
@@ -36,6 +38,7 @@ pub use queue::{Grid, Queue, has_aligned_rows, narrow};
 
 use crate::error::Error;
 use buffer::{Memory, Storage};
+use peak::Peak;
 use profile::{Lane, Profile};
 use queue::Target;
 
@@ -172,6 +175,19 @@ impl Device {
         match &self.kind {
             Kind::Cuda(cuda) => cuda.start_timing(profile),
             Kind::Cpu(_) | Kind::Plan(_) => Ok(()),
+        }
+    }
+
+    /// Floating-point operations a second that its matrix units could do, where that is known.
+    pub fn matrix_peak(&self) -> Option<f64> {
+        match &self.kind {
+            Kind::Cpu(cpu) => {
+                let begun = Instant::now();
+                let clock = || begun.elapsed().as_secs_f64();
+                Some(Peak::of(cpu.simd(), cpu.dtype)?.measure(cpu.threads(), clock))
+            }
+            Kind::Cuda(cuda) => cuda.matrix_peak(),
+            Kind::Plan(_) => None,
         }
     }
 

@@ -11,6 +11,7 @@ use cudarc::nvrtc::Ptx;
 use super::staging::Staging;
 use super::timing::Timing;
 use super::{Cuda, Ledger};
+use crate::device::peak;
 use crate::error::Error;
 use crate::ffi::{IMAGES, Image, MADE};
 
@@ -33,6 +34,10 @@ pub struct Card {
     pub driver: i32,
     /// Bytes of memory.
     pub memory: u64,
+    /// Its multiprocessors.
+    pub multiprocessors: i32,
+    /// Their clock at most, in kHz.
+    pub clock_khz: i32,
     /// How the kernels for it were made: `prebuilt`, `nvrtc` or `nvcc`.
     pub kernels: &'static str,
 }
@@ -78,16 +83,18 @@ fn ask(ordinal: usize) -> Result<Asked, DriverError> {
     let device = result::device::get(ordinal as i32)?;
     let mut driver = 0;
     // SAFETY: the device is one that the driver gave, and `driver` a place for its answer.
-    let (memory, major, minor) = unsafe {
+    let (memory, [major, minor, multiprocessors, clock_khz]) = unsafe {
         use CUdevice_attribute::{
+            CU_DEVICE_ATTRIBUTE_CLOCK_RATE as CLOCK,
             CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR as MAJOR,
             CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR as MINOR,
+            CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT as COUNT,
         };
+        let attribute = |of| result::device::get_attribute(device, of);
         sys::cuDriverGetVersion(&raw mut driver).result()?;
         (
             result::device::total_mem(device)?,
-            result::device::get_attribute(device, MAJOR)?,
-            result::device::get_attribute(device, MINOR)?,
+            [attribute(MAJOR)?, attribute(MINOR)?, attribute(COUNT)?, attribute(CLOCK)?],
         )
     };
     let name = result::device::get_name(device)?;
@@ -98,6 +105,8 @@ fn ask(ordinal: usize) -> Result<Asked, DriverError> {
         capability: (major, minor),
         driver,
         memory,
+        multiprocessors,
+        clock_khz,
         kernels: MADE,
     }))
 }
@@ -122,6 +131,11 @@ fn refuse_old(card: &Card) -> Result<(), Error> {
 }
 
 impl Cuda {
+    /// Floating-point operations a second that its matrix units could do, where that is known.
+    pub(in crate::device) fn matrix_peak(&self) -> Option<f64> {
+        peak::of_gpu(&look(self.context.ordinal()).ok()?)
+    }
+
     /// Opens GPU `ordinal` with at most `limit` bytes of its memory, or nearly all that is
     /// free.
     ///

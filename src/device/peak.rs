@@ -1,8 +1,26 @@
-//! The multiply-add peak of this machine: loops that do nothing else, in registers.
+//! The multiply-add peak of a machine: on the CPU measured by loops that do nothing else, in
+//! registers; of a GPU what its units can do at its clock.
 
-use qlora_train::device::{Dtype, Simd};
+use super::Dtype;
+use super::cpu::Simd;
+use super::cuda::Card;
 
-use super::clock;
+/// Floating-point operations a second of the matrix units of `card`: bf16 products with f32 sums,
+/// without sparsity.
+pub fn of_gpu(card: &Card) -> Option<f64> {
+    // Operations of a multiprocessor in a cycle, as NVIDIA's architecture papers give them; GeForce
+    // cards add f32 sums at half the rate.
+    let in_a_cycle = match card.capability {
+        (8, 0) => 2048.0,
+        (8, 6 | 7 | 9) | (12, _) if card.name.contains("GeForce") => 512.0,
+        (8, 6 | 7 | 9) | (12, _) => 1024.0,
+        (9, 0) => 4096.0,
+        (10, _) => 8192.0,
+        _ => return None,
+    };
+    let cycles = f64::from(card.clock_khz) * 1e3;
+    Some(in_a_cycle * f64::from(card.multiprocessors) * cycles).filter(|peak| *peak > 0.0)
+}
 
 /// A loop of multiply-adds.
 #[derive(Debug, Clone, Copy)]
@@ -43,17 +61,17 @@ impl Peak {
         None
     }
 
-    /// Runs it on `threads` threads at once; GFLOP/s of all together.
-    pub fn measure(self, threads: usize) -> f64 {
-        let begun = clock::seconds(threads);
+    /// Runs it on `threads` threads at once, timed by `clock` in seconds; operations a second of all
+    /// together.
+    pub fn measure(self, threads: usize, clock: impl Fn() -> f64) -> f64 {
+        let begun = clock();
         std::thread::scope(|scope| {
             for _ in 1..threads {
                 scope.spawn(self.run);
             }
             (self.run)();
         });
-        let seconds = clock::seconds(threads) - begun;
-        self.operations as f64 * threads as f64 / seconds / 1e9
+        self.operations as f64 * threads as f64 / (clock() - begun)
     }
 }
 
@@ -104,5 +122,37 @@ mod loops {
             }
         }
         black_box(sums);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn peaks_of_gpus_are_those_of_their_data_sheets() {
+        let cards = [
+            ("NVIDIA A100-SXM4-40GB", (8, 0), 108, 1_410_000, 312.0),
+            ("NVIDIA GeForce RTX 3090", (8, 6), 82, 1_695_000, 71.0),
+            ("NVIDIA GeForce RTX 4090", (8, 9), 128, 2_520_000, 165.0),
+            ("NVIDIA L40S", (8, 9), 142, 2_520_000, 362.0),
+            ("NVIDIA H100 80GB HBM3", (9, 0), 132, 1_830_000, 989.0),
+            ("NVIDIA GeForce RTX 5090", (12, 0), 170, 2_410_000, 210.0),
+        ];
+        for (name, capability, multiprocessors, clock_khz, tera) in cards {
+            let card = Card {
+                ordinal: 0,
+                name: name.to_owned(),
+                capability,
+                driver: 13_000,
+                memory: 1 << 34,
+                multiprocessors,
+                clock_khz,
+                kernels: "prebuilt",
+            };
+            let share = of_gpu(&card).unwrap() / 1e12 / tera;
+            assert!((0.98..1.02).contains(&share), "{name}: {share}");
+            assert_eq!(of_gpu(&Card { clock_khz: 0, ..card }), None, "not told by the driver");
+        }
     }
 }
