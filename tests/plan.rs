@@ -14,6 +14,7 @@ use qlora_train::device::{Device, Dtype, Hardware};
 use qlora_train::methods::lora::{self, Targets};
 use qlora_train::model::config::Config;
 use qlora_train::model::load::{Quantization, Residence, ScaleForm, load};
+use qlora_train::model::quantize::StoreForm;
 use qlora_train::model::synthetic;
 use qlora_train::model::tokens::Limits;
 use qlora_train::model::workspace::Purpose;
@@ -50,6 +51,8 @@ struct Case {
     config: serde_json::Value,
     quantization: Quantization,
     form: ScaleForm,
+    /// Whether the head is in four bits, too.
+    head: bool,
     lora: lora::Settings,
     moments: Moments,
     window: Vec<MicroBatch>,
@@ -91,6 +94,7 @@ impl Case {
             config,
             quantization: Quantization::FourBit(Kind::Nf4, ScaleForm::Nested),
             form: dice.one_of(&[ScaleForm::Plain, ScaleForm::Nested]),
+            head: dice.below(3) == 0,
             lora: lora::Settings {
                 rank: 1 + dice.below(12),
                 alpha: 16.0,
@@ -208,7 +212,8 @@ fn check_cases(seed: u64, count: usize, on: &On) -> [usize; 3] {
         let (case, folder) = (Case::draw(&mut dice), tempfile::tempdir().unwrap());
         let path = folder.path().join("config.json");
         std::fs::write(&path, case.config.to_string()).unwrap();
-        let (config, how) = (Config::read(&path).unwrap(), (Kind::Nf4, case.form));
+        let config = Config::read(&path).unwrap();
+        let how = StoreForm { kind: Kind::Nf4, scales: case.form, head: case.head };
         let store = folder.path().join("model.safetensors");
         synthetic::write(&store, &config, how, 7, |_, _| Ok(())).unwrap();
         let some = 0.3 + 0.1 * dice.below(9) as f64;

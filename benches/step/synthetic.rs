@@ -6,6 +6,7 @@ use std::path::Path;
 use qlora_train::error::Error;
 use qlora_train::model::config::Config;
 use qlora_train::model::load::ScaleForm;
+use qlora_train::model::quantize::StoreForm;
 use qlora_train::model::synthetic;
 use qlora_train::quant::Kind;
 
@@ -34,7 +35,8 @@ impl Shape {
     pub fn write(&self, folder: &Path) -> Result<(), Error> {
         let path = folder.join("config.json");
         fs::write(&path, self.config().to_string()).map_err(Error::io(&path))?;
-        let (config, how) = (Config::read(&path)?, (Kind::Nf4, ScaleForm::Nested));
+        let config = Config::read(&path)?;
+        let how = StoreForm { kind: Kind::Nf4, scales: ScaleForm::Nested, head: false };
         synthetic::write(&folder.join("model.safetensors"), &config, how, 42, |_, _| Ok(()))
     }
 }

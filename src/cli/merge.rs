@@ -160,7 +160,10 @@ impl Merge<'_> {
     fn shape(&self, name: &str) -> Result<Vec<usize>, Error> {
         Ok(match name.strip_suffix(".weight").and_then(|module| self.shapes.get(module)) {
             Some(shape) => shape.to_vec(),
-            None => self.opened.weights.tensor(name)?.shape.to_vec(),
+            None => match self.stored(name)? {
+                Some(stored) => stored.shape.to_vec(),
+                None => self.opened.weights.tensor(name)?.shape.to_vec(),
+            },
         })
     }
 
@@ -168,7 +171,10 @@ impl Merge<'_> {
         let module =
             name.strip_suffix(".weight").filter(|module| self.shapes.contains_key(*module));
         let Some(module) = module else {
-            let values = self.opened.weights.tensor(name)?.finite_f32()?;
+            let values = match self.stored(name)? {
+                Some(stored) => decode_stored(&stored),
+                None => self.opened.weights.tensor(name)?.finite_f32()?,
+            };
             return Ok(values.into_iter().map(bf16::from_f32).collect());
         };
         let base = self.frozen(name)?;
@@ -179,9 +185,14 @@ impl Merge<'_> {
         Ok(add_update(module, &base, pair, scale, loss))
     }
 
+    /// The tensor `name`, if the model has it in four bits.
+    fn stored(&self, name: &str) -> Result<Option<FourBit>, Error> {
+        FourBit::find(&self.opened.weights, name, tables())
+    }
+
     /// The weight as the forward pass sees it.
     fn frozen(&self, name: &str) -> Result<Vec<f32>, Error> {
-        if let Some(stored) = FourBit::find(&self.opened.weights, name, tables())? {
+        if let Some(stored) = self.stored(name)? {
             return Ok(decode_stored(&stored));
         }
         let tensor = self.opened.weights.tensor(name)?;

@@ -2,7 +2,7 @@
 //!
 //! Tensor by tensor: one matrix is in memory at a time. The file holds embeddings, then the layers
 //! one after the other, then the last norm and the head, which is the order of a step. Norms,
-//! embeddings and head stay as they are. What a run computes from the result is bit for bit what it
+//! embeddings and head stay as they are, but for a head that `--quantize-head` names. What a run computes from the result is bit for bit what it
 //! computes when it quantizes the model itself.
 
 use std::collections::BTreeMap;
@@ -17,10 +17,10 @@ use qlora_train::checkpoint::writer::{Align, TensorSpec, TensorWriter};
 use qlora_train::device::{Device, Dtype, Hardware};
 use qlora_train::error::{Error, Place};
 use qlora_train::json;
+use qlora_train::model::config::Config;
 use qlora_train::model::load::{Quantization, Residence, ScaleForm, load, tables};
-use qlora_train::model::quantize::{NestedScales, book_of, encode, scale_kind_of};
+use qlora_train::model::quantize::{NestedScales, StoreForm, book_of, encode, scale_kind_of};
 use qlora_train::model::synthetic;
-use qlora_train::quant::Kind;
 use serde_json::Value;
 
 use super::flags::{BaseFlags, DeviceFlags};
@@ -51,6 +51,9 @@ pub struct QuantizeArgs {
     /// Settings from a file, in snake_case; the command line wins
     #[arg(long, value_name = "FILE.toml")]
     config: Option<PathBuf>,
+    /// The head in four bits, too, where it is not the embedding: less memory, at some loss
+    #[arg(long)]
+    quantize_head: bool,
     #[command(flatten)]
     base: BaseFlags,
     #[command(flatten)]
@@ -65,11 +68,12 @@ pub fn run(args: &QuantizeArgs) -> anyhow::Result<()> {
     args.device.start_threads("quantize")?;
     let missing = |name: &str| Error::input(Place::flag(name), "missing");
     let path = args.output.as_deref().ok_or_else(|| missing("--output"))?;
-    let Quantization::FourBit(kind, form) = args.base.quantization() else {
+    let Quantization::FourBit(kind, scales) = args.base.quantization() else {
         let what = "none would be a copy: choose nf4 or fp4";
         return Err(Error::input(Place::flag("--quantization"), what).into());
     };
-    let target = Target { path, kind, form };
+    let form = StoreForm { kind, scales, head: args.quantize_head };
+    let target = Target { path, form };
     match (&args.synthetic, &args.model) {
         (Some(config), _) => target.synthetic(config, args.seed),
         (None, Some(model)) => target.quantized(&open(model)?),
@@ -80,8 +84,7 @@ pub fn run(args: &QuantizeArgs) -> anyhow::Result<()> {
 /// What is to be made.
 struct Target<'a> {
     path: &'a Path,
-    kind: Kind,
-    form: ScaleForm,
+    form: StoreForm,
 }
 
 impl Target<'_> {
@@ -91,8 +94,9 @@ impl Target<'_> {
             return Err(Error::input(&opened.files.folder, what).into());
         }
         let stop = signals::watch()?;
-        let linears = linears(opened)?;
-        let store = Store { opened, kind: self.kind, form: self.form, linears };
+        self.check_head(&opened.config)?;
+        let linears = linears(opened, self.form.head)?;
+        let store = Store { opened, form: self.form, linears };
         let mut folder = OutputFolder::create(self.path)?;
         let file = folder.file(WEIGHTS);
         store.write(&file, || signals::check(&stop))?;
@@ -106,21 +110,33 @@ impl Target<'_> {
             let what = "quantization_config: give the shape of a model that is not quantized";
             return Err(Error::input(config, what).into());
         }
+        self.check_head(&shape)?;
         let stop = signals::watch()?;
         let mut folder = OutputFolder::create(self.path)?;
-        let (file, how) = (folder.file(WEIGHTS), (self.kind, self.form));
-        synthetic::write(&file, &shape, how, seed, |done, count| {
+        let file = folder.file(WEIGHTS);
+        synthetic::write(&file, &shape, self.form, seed, |done, count| {
             tell_part(done, count);
             signals::check(&stop)
         })?;
         self.finish(folder, config)
     }
 
+    /// A head that is the embedding stays as it is.
+    fn check_head(&self, config: &Config) -> Result<(), Error> {
+        if self.form.head && config.tied {
+            let what =
+                "the head of this model is its embedding, which stays as it is: leave it out";
+            return Err(Error::input(Place::flag("--quantize-head"), what));
+        }
+        Ok(())
+    }
+
     /// Writes the config beside the weights.
     fn finish(&self, mut folder: OutputFolder, config: &Path) -> anyhow::Result<()> {
-        let (book, scales) = (book_of(self.kind), scale_kind_of(self.form));
+        let (book, scales) = (book_of(self.form.kind), scale_kind_of(self.form.scales));
         let mut config = json::read_object(config)?;
-        let quantization = bitsandbytes::quantization_config(book, scales, DType::BF16);
+        let quantization =
+            bitsandbytes::quantization_config(book, scales, self.form.head, DType::BF16);
         config.insert("quantization_config".to_owned(), quantization);
         let text = format!("{:#}\n", Value::Object(config));
         atomic::write_bytes(&folder.file("config.json"), text)?;
@@ -140,7 +156,7 @@ fn tell_part(done: usize, count: usize) {
 
 /// The linear maps that a run quantizes, by the loader's own word; on the way it checks that the
 /// model is whole and nothing in it is left over.
-fn linears(opened: &Opened) -> Result<BTreeMap<String, [usize; 2]>, Error> {
+fn linears(opened: &Opened, head: bool) -> Result<BTreeMap<String, [usize; 2]>, Error> {
     let device = Device::plan(Hardware::Cpu { threads: 1 }, Dtype::Bf16, u64::MAX);
     let config = opened.config.clone();
     let decoder =
@@ -149,13 +165,14 @@ fn linears(opened: &Opened) -> Result<BTreeMap<String, [usize; 2]>, Error> {
     let named = |linear: &qlora_train::model::linear::Linear| {
         (format!("{}.weight", linear.name), [linear.weight.rows, linear.weight.cols])
     };
-    Ok(linears.map(named).collect())
+    let head = decoder.head.as_ref().filter(|_| head);
+    let head = head.map(|head| ("lm_head.weight".to_owned(), [head.rows, head.cols]));
+    Ok(linears.map(named).chain(head).collect())
 }
 
 struct Store<'a> {
     opened: &'a Opened,
-    kind: Kind,
-    form: ScaleForm,
+    form: StoreForm,
     linears: BTreeMap<String, [usize; 2]>,
 }
 
@@ -186,8 +203,8 @@ impl Store<'_> {
                 name,
                 *shape,
                 stated_dtype(&tensor),
-                book_of(self.kind),
-                scale_kind_of(self.form),
+                book_of(self.form.kind),
+                scale_kind_of(self.form.scales),
             ),
         })
     }
@@ -197,13 +214,13 @@ impl Store<'_> {
         let Some(shape) = self.linears.get(name) else {
             return writer.write(name, tensor.data);
         };
-        let encoded = encode(&tensor, self.kind)?;
-        let nested = match self.form {
+        let encoded = encode(&tensor, self.form.kind)?;
+        let nested = match self.form.scales {
             ScaleForm::Plain => None,
             ScaleForm::Nested => Some(NestedScales::of(&encoded.scales)),
         };
         let weight = NewWeight {
-            book: book_of(self.kind),
+            book: book_of(self.form.kind),
             shape: *shape,
             dtype: stated_dtype(&tensor),
             codes: &encoded.codes,

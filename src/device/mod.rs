@@ -210,6 +210,15 @@ impl Device {
         matches!(self.kind, Kind::Plan(_))
     }
 
+    /// Whether it computes in the host's memory.
+    pub fn is_host(&self) -> bool {
+        match &self.kind {
+            Kind::Cpu(_) => true,
+            Kind::Cuda(_) => false,
+            Kind::Plan(plan) => matches!(plan.hardware, Hardware::Cpu { .. }),
+        }
+    }
+
     /// `len` zeros under `label`.
     ///
     /// # Errors
@@ -319,16 +328,23 @@ impl Device {
 
     /// Copies `from` to the start of `to`.
     pub fn upload<T: Pod>(&self, from: &[T], to: &mut Buf<T>) {
-        assert!(from.len() <= to.len(), "{} numbers into {}", from.len(), to.len());
+        self.upload_at(from, to, 0);
+    }
+
+    /// Copies `from` to the numbers of `to` from `start` on.
+    pub fn upload_at<T: Pod>(&self, from: &[T], to: &mut Buf<T>, start: usize) {
+        let end = start + from.len();
+        assert!(end <= to.len(), "numbers {start} to {end} of {}", to.len());
         match &self.kind {
             Kind::Cuda(cuda) => {
+                let address = to.address_mut().offset(start * size_of::<T>());
                 // SAFETY: the buffer is as long as asserted.
-                let queued = unsafe { cuda.upload(bytemuck::cast_slice(from), to.address_mut()) };
+                let queued = unsafe { cuda.upload(bytemuck::cast_slice(from), address) };
                 self.note(queued);
             }
             Kind::Cpu(_) | Kind::Plan(_) => {
                 if let Some(host) = to.host_mut() {
-                    host[..from.len()].copy_from_slice(from);
+                    host[start..end].copy_from_slice(from);
                 }
             }
         }

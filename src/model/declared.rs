@@ -6,8 +6,10 @@ pub(super) const LAYERS: &str = "model.layers.";
 /// What a tensor of a model is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
-    /// Embeddings or the head.
+    /// Embeddings, which may be the head too.
     Table,
+    /// The head, where it is a matrix of its own.
+    Head,
     /// The weight of a linear map of a layer.
     Linear,
     /// Its bias.

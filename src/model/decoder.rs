@@ -15,7 +15,6 @@ use crate::device::{Act, Device};
 use crate::error::Error;
 use crate::ops::cross_entropy::{self, Gradient, cross_entropy};
 use crate::ops::dropout::Draw;
-use crate::ops::embedding;
 use crate::ops::gemm::{Epilogue, Form, Term, matmul};
 use crate::ops::rmsnorm::{self, Norm};
 use crate::ops::{Write, rows};
@@ -24,6 +23,7 @@ use crate::params::Params;
 use super::block::{Block, Reach};
 use super::config::Config;
 use super::linear::{Context, Dropout};
+use super::table::Table;
 use super::tokens::{Batch, Tokens};
 use super::weight::Weight;
 use super::workspace::{HeadRoom, Lane, Workspace};
@@ -34,7 +34,7 @@ pub struct Decoder {
     /// What it is.
     pub config: Config,
     /// Token embeddings [V, C]; also the head where the two are tied.
-    pub embedding: Weight,
+    pub embedding: Table,
     /// The blocks, first to last.
     pub layers: Vec<Block>,
     /// Weight of the last norm `[C]`.
@@ -59,7 +59,8 @@ impl Decoder {
     }
 
     fn head(&self) -> &Weight {
-        self.head.as_ref().unwrap_or(&self.embedding)
+        let tied = || self.embedding.resident().expect("a table that is the head too is resident");
+        self.head.as_ref().unwrap_or_else(tied)
     }
 
     fn final_norm(&self) -> Norm<'_> {
@@ -99,11 +100,10 @@ impl Decoder {
         }
         let Lane { tokens, inputs, .. } = &mut w.lanes[lane];
         tokens.upload(device, &self.config, batch);
-        let (n, hidden) = (tokens.count, self.config.hidden);
-        let table = self.embedding.table().expect("embeddings are dense");
-        let table = table.view(self.config.vocab, hidden);
         let scale = self.config.embedding_scale(device.dtype());
-        embedding::lookup(device, table, &tokens.ids, scale, inputs[0].view_mut(n, hidden));
+        let (first, others) = inputs.split_at_mut(1);
+        let rooms = [&mut others[0], &mut first[0]];
+        self.embedding.lookup(device, batch.tokens, &mut tokens.ids, scale, rooms);
         Ok(())
     }
 

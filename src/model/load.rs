@@ -26,6 +26,7 @@ use super::declared::{Declared, LAYERS, Role};
 use super::decoder::Decoder;
 use super::linear::Linear;
 use super::quantize::{NestedScales, check_finite, encode};
+use super::table::{Rows, Table};
 use super::weight::{BlockScales, Weight};
 use crate::ops::attention::Heads;
 
@@ -130,7 +131,7 @@ impl<'a> Loader<'a> {
     fn decoder(&mut self, config: Config) -> Result<Decoder, Error> {
         let shape = [config.vocab, config.hidden];
         self.declare("model.embed_tokens.weight", &shape, Role::Table);
-        let embedding = self.dense(TABLES, "model.embed_tokens.weight", shape)?;
+        let embedding = self.table(&config, "model.embed_tokens.weight", shape)?;
         let mut layers = Vec::with_capacity(config.layers);
         for (i, kind) in config.kinds.iter().enumerate() {
             layers.push(self.block(&config, &format!("{LAYERS}{i}"), kind)?);
@@ -219,6 +220,21 @@ impl<'a> Loader<'a> {
         Ok(slots)
     }
 
+    /// Where weights are streamed to a device with memory of its own, so are the rows of the embeddings,
+    /// unless they are the head too.
+    fn table(&mut self, config: &Config, name: &str, shape: [usize; 2]) -> Result<Table, Error> {
+        let found = self.weights.map(|weights| weights.require(name, &shape)).transpose()?;
+        let in_form = found.as_ref().is_none_or(|tensor| tensor.dtype == DType::BF16);
+        if self.layout.is_none() || self.device.is_host() || config.tied || !in_form {
+            return self.dense(TABLES, name, shape).map(Table::Resident);
+        }
+        if let Some(tensor) = found.as_ref().filter(|_| !self.device.is_plan()) {
+            check_finite(tensor)?;
+        }
+        let bytes = found.map(|tensor| host(tensor.mapped()));
+        Ok(Table::Streamed(Rows { cols: shape[1], bytes }))
+    }
+
     fn linear(&mut self, name: &str, shape: [usize; 2], bias: bool) -> Result<Linear, Error> {
         let weight = self.matrix(BASE, &format!("{name}.weight"), shape, self.quantization)?;
         let bias = match bias {
@@ -246,7 +262,7 @@ impl<'a> Loader<'a> {
         shape: [usize; 2],
         quantization: Quantization,
     ) -> Result<Weight, Error> {
-        self.declare(name, &shape, if label == BASE { Role::Linear } else { Role::Table });
+        self.declare(name, &shape, if label == BASE { Role::Linear } else { Role::Head });
         if let Some(weights) = self.weights
             && let Some(found) = bitsandbytes::FourBit::find(weights, name, tables())?
         {

@@ -7,7 +7,26 @@ use crate::checkpoint::tensors::Tensor;
 use crate::error::Error;
 use crate::quant::{self, Kind};
 
+use super::declared::Role;
 use super::load::ScaleForm;
+
+/// Which tensors of a model are in four bits in a file, and how.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StoreForm {
+    /// Their codes.
+    pub kind: Kind,
+    /// Their scales.
+    pub scales: ScaleForm,
+    /// Whether the head is among them.
+    pub head: bool,
+}
+
+impl StoreForm {
+    /// Whether a tensor of `role` is in four bits.
+    pub fn takes(self, role: Role) -> bool {
+        role == Role::Linear || role == Role::Head && self.head
+    }
+}
 
 /// The name that a file gives to a kind of codes.
 pub fn book_of(kind: Kind) -> CodeBook {

@@ -15,13 +15,13 @@ use crate::checkpoint::tensors::DType;
 use crate::checkpoint::writer::{Align, TensorSpec, TensorWriter};
 use crate::error::Error;
 use crate::ops::rmsnorm::Center;
-use crate::quant::{self, Kind};
+use crate::quant;
 use crate::random::{Purpose, Random};
 
 use super::config::Config;
 use super::declared::{Declared, Role};
 use super::load::{ScaleForm, declared, tables};
-use super::quantize::{book_of, scale_kind_of};
+use super::quantize::{StoreForm, book_of, scale_kind_of};
 
 /// Standard deviation of a weight: what most models begin with.
 const SIZE: f32 = 0.02;
@@ -36,19 +36,19 @@ const CODE_SIZE: f32 = 0.55;
 pub fn write(
     path: &Path,
     config: &Config,
-    (kind, form): (Kind, ScaleForm),
+    form: StoreForm,
     seed: u64,
     mut told: impl FnMut(usize, usize) -> Result<(), Error>,
 ) -> Result<(), Error> {
     let tensors = declared(config)?;
     let groups: Vec<&[Declared]> = tensors.chunk_by(|a, b| a.layer() == b.layer()).collect();
-    let specs = |group: &&[Declared]| group.iter().flat_map(|t| specs_of(t, kind, form)).collect();
+    let specs = |group: &&[Declared]| group.iter().flat_map(|t| specs_of(t, form)).collect();
     let mut writer = TensorWriter::create(path, groups.iter().map(specs).collect(), Align::Cache)?;
     let mut number = 0;
     for (done, group) in groups.iter().enumerate() {
         for tensor in *group {
             let draw = Draw(Random::new(seed, Purpose::Synthetic, number));
-            draw.write(&mut writer, tensor, config.center, (kind, form))?;
+            draw.write(&mut writer, tensor, config.center, form)?;
             number += 1;
         }
         told(done + 1, groups.len())?;
@@ -56,11 +56,11 @@ pub fn write(
     writer.finish()
 }
 
-fn specs_of(tensor: &Declared, kind: Kind, form: ScaleForm) -> Vec<TensorSpec> {
+fn specs_of(tensor: &Declared, form: StoreForm) -> Vec<TensorSpec> {
     let Declared { name, shape, role } = tensor;
-    match (role, shape.as_slice()) {
-        (Role::Linear, &[rows, cols]) => {
-            let (book, scales) = (book_of(kind), scale_kind_of(form));
+    match (form.takes(*role), shape.as_slice()) {
+        (true, &[rows, cols]) => {
+            let (book, scales) = (book_of(form.kind), scale_kind_of(form.scales));
             bitsandbytes::parts(name, [rows, cols], DType::BF16, book, scales)
         }
         _ => vec![TensorSpec::new(name, DType::BF16, shape)],
@@ -76,13 +76,13 @@ impl Draw {
         writer: &mut TensorWriter,
         tensor: &Declared,
         center: Center,
-        (kind, form): (Kind, ScaleForm),
+        form: StoreForm,
     ) -> Result<(), Error> {
         let Declared { name, shape, role } = tensor;
         let count = shape.iter().product();
         match (role, shape.as_slice()) {
-            (Role::Linear, &[rows, cols]) => {
-                self.write_linear(writer, name, [rows, cols], kind, form)
+            (role, &[rows, cols]) if form.takes(*role) => {
+                self.write_linear(writer, name, [rows, cols], form)
             }
             (Role::Norm, _) => {
                 let usual = if center == Center::One { 0.0 } else { 1.0 };
@@ -97,8 +97,7 @@ impl Draw {
         writer: &mut TensorWriter,
         name: &str,
         shape: [usize; 2],
-        kind: Kind,
-        form: ScaleForm,
+        form: StoreForm,
     ) -> Result<(), Error> {
         let count = shape[0] * shape[1];
         let blocks = quant::blocks(count);
@@ -109,11 +108,11 @@ impl Draw {
         let nested_absmax = vec![scale / 5.0; quant::nested_blocks(blocks)];
         let plain = vec![scale; blocks];
         let weight = NewWeight {
-            book: book_of(kind),
+            book: book_of(form.kind),
             shape,
             dtype: DType::BF16,
             codes: &codes,
-            scales: match form {
+            scales: match form.scales {
                 ScaleForm::Plain => NewScales::Plain(&plain),
                 ScaleForm::Nested => NewScales::Nested {
                     absmax: &absmax,

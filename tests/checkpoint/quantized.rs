@@ -174,7 +174,8 @@ fn quantization_states_other_than_ours_are_refused_by_field() {
 fn only_our_kind_of_quantized_model_passes() {
     let place = qlora_train::error::Place::file("config.json").field("quantization_config");
     let check = |config: &Value| bitsandbytes::check_quantization_config(config, &place);
-    let ours = bitsandbytes::quantization_config(CodeBook::Nf4, ScaleKind::Nested, DType::BF16);
+    let ours =
+        bitsandbytes::quantization_config(CodeBook::Nf4, ScaleKind::Nested, false, DType::BF16);
     check(&ours).unwrap();
     for (key, value) in [
         ("quant_method", json!("gptq")),

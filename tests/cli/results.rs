@@ -212,6 +212,36 @@ fn a_merged_model_is_what_base_and_adapter_were() {
 }
 
 #[test]
+fn a_head_in_four_bits_is_one_for_everything_else_too() {
+    let place = Place::new();
+    let (model, tied) = (fixture("models/mistral"), fixture("models/llama"));
+    let (data, adapter) = (place.write("d.jsonl", &ids()), fixture("models/mistral/adapter"));
+    place.ok(&["quantize", &model, "--output", "q", "--quantize-head"]);
+    let config: Value = serde_json::from_slice(&place.bytes("q/config.json")).unwrap();
+    assert_eq!(config["quantization_config"]["llm_int8_skip_modules"], serde_json::json!([]));
+    let of = |model: &str| place.loss(&["eval", model, &data, "--dtype", "f32", "--json"]);
+    let (usual, small) = (of(&model), of("q"));
+    assert!(usual != small && (usual / small - 1.0).abs() < 0.05, "{usual} {small}");
+    // What merging writes is the dequantized head.
+    place.ok(&["merge", "q", "--adapter", &adapter, "--output", "m"]);
+    let merged = place.loss(&["eval", "m", &data, "--quantization", "none", "--json"]);
+    let apart = place.loss(&["eval", "q", &data, "--adapter", &adapter, "--json"]);
+    assert!((merged / apart - 1.0).abs() < 2f64.powi(-8), "{merged} {apart}");
+    let output = place.run(&["quantize", &tied, "--output", "x", "--quantize-head"]);
+    assert!(refusal(&output).contains("--quantize-head"), "{}", stderr(&output));
+    assert!(!place.0.path().join("x").exists());
+}
+
+/// Records of tokens.
+fn ids() -> String {
+    let record = |first: u32| {
+        let ids: Vec<u32> = (0..24).map(|i| (first + i * 7) % 64).collect();
+        format!("{}\n", serde_json::json!({ "input_ids": ids }))
+    };
+    (1..6).map(record).collect()
+}
+
+#[test]
 fn greedy_tokens_are_those_of_the_reference() {
     let place = Place::new();
     for name in ["llama", "qwen3", "gemma3"] {

@@ -96,8 +96,11 @@ pub fn owner(name: &str) -> Option<&str> {
 
 /// The object `quantization_config` of config.json, with the fields transformers writes.
 ///
-/// `compute` is the type that products are computed in, BF16 on current hardware.
-pub fn quantization_config(book: CodeBook, scales: ScaleKind, compute: DType) -> Value {
+/// `head` says whether the head is in four bits too, `compute` in what type products are computed:
+/// BF16 on current hardware.
+pub fn quantization_config(book: CodeBook, scales: ScaleKind, head: bool, compute: DType) -> Value {
+    // Without a list, the head is left out.
+    let skipped = if head { json!([]) } else { Value::Null };
     json!({
         "_load_in_4bit": true,
         "_load_in_8bit": false,
@@ -107,7 +110,7 @@ pub fn quantization_config(book: CodeBook, scales: ScaleKind, compute: DType) ->
         "bnb_4bit_use_double_quant": scales == ScaleKind::Nested,
         "llm_int8_enable_fp32_cpu_offload": false,
         "llm_int8_has_fp16_weight": false,
-        "llm_int8_skip_modules": null,
+        "llm_int8_skip_modules": skipped,
         "llm_int8_threshold": 6.0,
         "load_in_4bit": true,
         "load_in_8bit": false,
