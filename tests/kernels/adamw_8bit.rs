@@ -55,6 +55,9 @@ fn on_cpu(len: usize) -> State {
     }
 }
 
+/// Shared memory of a block.
+pub(super) const SHARED: usize = (2 * 256 + 2 * 8) * 4;
+
 #[test]
 pub(super) fn three_steps_give_the_bits_of_the_cpu() {
     for len in [1, 255, 256, 257, 1000] {
@@ -89,9 +92,8 @@ pub(super) fn three_steps_give_the_bits_of_the_cpu() {
                     smallest: SMALLEST_DIVISOR,
                 };
                 let (image, kernel) = ("adamw_8bit", "adamw_8bit");
-                let shared_bytes = (2 * 256 + 2 * 8) * 4;
                 let blocks = [blocks as u32, 1, 1];
-                let grid = Grid { image, kernel, blocks, threads: 256, shared_bytes };
+                let grid = Grid { image, kernel, blocks, threads: 256, shared_bytes: SHARED };
                 card.run(&grid, &params, order);
             }
             let found = State {

@@ -212,21 +212,22 @@ fn check(case: &Case, o: &[f64], lse: &[f64], order: Order) {
         scale: case.scale(),
         soft_cap: case.soft_cap.unwrap_or(0.0),
     };
-    let (kernel, width, keys) = match head_dim {
-        ..=64 => ("attention_64", 64, 64),
-        65..=128 => ("attention_128", 128, 64),
-        _ => ("attention_256", 256, 32),
-    };
     let blocks = [case.longest().div_ceil(64), heads as u32, segments.len() as u32];
-    let shared_bytes = (64 + 2 * keys) * width * 2;
-    card.run(
-        &Grid { image: "attention", kernel, blocks, threads: 128, shared_bytes },
-        &params,
-        order,
-    );
+    card.run(&grid(head_dim, blocks), &params, order);
     // Probabilities are rounded once more.
     assert_near(&card.bf16(params.o, o.len()), o, 2.0, &format!("{case:?} in {order:?}"));
     for (found, exact) in card.f32(params.lse, lse.len()).into_iter().zip(lse) {
         assert!((f64::from(found) - exact).abs() < 1e-4, "{case:?}: lse {found}, not {exact}");
     }
+}
+
+/// The kernel for a head's width.
+pub(super) fn grid(head_dim: usize, blocks: [u32; 3]) -> Grid {
+    let (kernel, width, keys) = match head_dim {
+        ..=64 => ("attention_64", 64, 64),
+        65..=128 => ("attention_128", 128, 64),
+        _ => ("attention_256", 256, 32),
+    };
+    let shared_bytes = (64 + 2 * keys) * width * 2;
+    Grid { image: "attention", kernel, blocks, threads: 128, shared_bytes }
 }

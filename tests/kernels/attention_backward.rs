@@ -90,25 +90,38 @@ fn check(case: &Case, [o, lse]: [Vec<f64>; 2], d_o: &[f32], exact: &[Vec<f64>; 3
         scale: case.scale(),
         soft_cap: case.soft_cap.unwrap_or(0.0),
     };
-    let ([of_queries, of_keys], width, others) = kernels(head_dim);
-    let (image, rows) = ("attention_backward", case.longest().div_ceil(64));
-    let shared = others.map(|others| 2 * (64 + others) * width * 2);
-    let grid = |kernel, blocks, threads, shared_bytes| Grid {
-        image,
-        kernel,
-        blocks,
-        threads,
-        shared_bytes,
-    };
-    let count = segments.len() as u32;
-    let delta = grid("attention_delta", [case.queries() as u32, heads as u32, 1], 32, 0);
-    card.run(&delta, &params, order);
-    card.run(&grid(of_queries, [rows, heads as u32, count], 128, shared[0]), &params, order);
-    let more = shared[1] + 2 * others[1] * 4;
-    card.run(&grid(of_keys, [rows, kv_heads as u32, count], 128, more), &params, order);
+    let (rows, count) = (case.longest().div_ceil(64), segments.len() as u32);
+    let heads = [heads, kv_heads].map(|heads| heads as u32);
+    for grid in grids(head_dim, case.queries() as u32, heads, [rows, count]) {
+        card.run(&grid, &params, order);
+    }
     for (address, exact) in [params.dq, params.dk, params.dv].into_iter().zip(exact) {
         let found = card.bf16(address, exact.len());
         // o, the probabilities and their gradients are rounded before the gradient itself is.
         assert_near(&found, exact, 3.0, &format!("{case:?} in {order:?}"));
     }
+}
+
+/// The three kernels: for so many queries, heads of queries and of keys, tiles of the longest record, and
+/// records.
+pub(super) fn grids(
+    head_dim: usize,
+    queries: u32,
+    [heads, kv_heads]: [u32; 2],
+    [rows, count]: [u32; 2],
+) -> [Grid; 3] {
+    let ([of_queries, of_keys], width, others) = kernels(head_dim);
+    let shared = others.map(|others| 2 * (64 + others) * width * 2);
+    let grid = |kernel, blocks, threads, shared_bytes| Grid {
+        image: "attention_backward",
+        kernel,
+        blocks,
+        threads,
+        shared_bytes,
+    };
+    [
+        grid("attention_delta", [queries, heads, 1], 32, 0),
+        grid(of_queries, [rows, heads, count], 128, shared[0]),
+        grid(of_keys, [rows, kv_heads, count], 128, shared[1] + 2 * others[1] * 4),
+    ]
 }

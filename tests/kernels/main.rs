@@ -10,6 +10,7 @@ mod cross_entropy;
 mod dequantize;
 mod dropout;
 mod embedding;
+mod far;
 mod faults;
 mod glu;
 mod matmul;
@@ -52,11 +53,13 @@ struct Grid {
 struct Card {
     memory: DeviceMemory,
     counters: Counters,
+    /// The first block that runs.
+    first: [u32; 3],
 }
 
 impl Card {
     fn new() -> Self {
-        Self { memory: DeviceMemory::new(64 << 20), counters: Counters::default() }
+        Self { memory: DeviceMemory::new(64 << 20), counters: Counters::default(), first: [0; 3] }
     }
 
     /// The address of a copy of `bytes`.
@@ -128,6 +131,7 @@ impl Card {
             module,
             kernel: module.kernel(grid.kernel).unwrap(),
             blocks: grid.blocks,
+            first: self.first,
             threads: [grid.threads, 1, 1],
             shared_bytes: grid.shared_bytes,
             params: &params,

@@ -5,7 +5,7 @@ use qlora_train::ffi::Matmul;
 
 use super::{Card, Grid, ORDERS, assert_near, bf16_bytes, f32_bytes, numbers};
 
-const KERNELS: [&str; 6] = [
+pub(super) const KERNELS: [&str; 6] = [
     "matmul_nt",
     "matmul_nn",
     "matmul_tn",
@@ -14,7 +14,7 @@ const KERNELS: [&str; 6] = [
     "matmul_large_tn",
 ];
 
-fn grid(kernel: &'static str, m: usize, n: usize) -> Grid {
+pub(super) fn grid(kernel: &'static str, m: usize, n: usize) -> Grid {
     let (tile, threads) = if kernel.contains("large") { (128, 256) } else { (64, 128) };
     Grid {
         image: "matmul",

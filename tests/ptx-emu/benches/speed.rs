@@ -32,6 +32,7 @@ fn product(c: &mut Criterion) {
             module: &module,
             kernel: &module.kernels[0],
             blocks: [n.div_ceil(64), m.div_ceil(64), 1],
+            first: [0; 3],
             threads: [128, 1, 1],
             shared_bytes: 4 * 64 * 64 * 2,
             params: &params,

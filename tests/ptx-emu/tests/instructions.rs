@@ -92,6 +92,7 @@ fn by_the_emulator(text: &str, bytes: &[u8], threads: u32) -> Vec<u8> {
         module: &module,
         kernel: &module.kernels[0],
         blocks: [1; 3],
+        first: [0; 3],
         threads: [threads, 1, 1],
         shared_bytes: (threads * SHARED_BYTES) as usize,
         params: &address.to_le_bytes(),

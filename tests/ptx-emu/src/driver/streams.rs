@@ -266,6 +266,7 @@ impl Driver {
             module,
             kernel,
             blocks: grid.blocks,
+            first: [0; 3],
             threads: grid.threads,
             shared_bytes: grid.shared_bytes,
             params: &grid.params,

@@ -31,6 +31,9 @@ pub struct Launch<'a> {
     pub kernel: &'a Kernel,
     /// Blocks of the grid.
     pub blocks: [u32; 3],
+    /// The first block that runs, in each direction: those before it are left out. 0 to run all; more to
+    /// see the end of a grid that is too large to run.
+    pub first: [u32; 3],
     /// Threads of a block.
     pub threads: [u32; 3],
     /// Dynamic shared memory of a block.
@@ -65,8 +68,9 @@ impl Launch<'_> {
             let finding = Finding { kind: Kind::Launch, place, block: [0; 3], message };
             return Report { findings: vec![finding], ..Report::default() };
         }
-        memory.begin_launch(self.blocks.iter().product());
-        let queue = Queue { blocks: self.order.blocks(self.blocks), next: AtomicUsize::new(0) };
+        let running = self.running();
+        memory.begin_launch(running.iter().product());
+        let queue = Queue { blocks: self.order.blocks(running), next: AtomicUsize::new(0) };
         let workers = self.workers.min(queue.blocks.len() / BLOCKS_OF_A_WORKER).max(1);
         let memory = &*memory;
         let (findings, counters) = std::thread::scope(|scope| {
@@ -97,6 +101,11 @@ impl Launch<'_> {
         (room.findings, room.counters)
     }
 
+    /// Blocks that run, in each direction.
+    fn running(&self) -> [u32; 3] {
+        std::array::from_fn(|i| self.blocks[i] - self.first[i])
+    }
+
     /// Why no device takes the launch.
     fn refusal(&self) -> Option<String> {
         let threads: u32 = self.threads.iter().product();
@@ -119,6 +128,8 @@ impl Launch<'_> {
             kernel: self.kernel,
             params: self.params,
             memory,
+            first: self.first,
+            running: self.running(),
             last: 0..0,
             findings: Findings::new(),
             counters: Counters::default(),

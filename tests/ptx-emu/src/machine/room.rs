@@ -51,12 +51,16 @@ pub(super) struct Room<'a> {
     pub kernel: &'a Kernel,
     pub params: &'a [u8],
     pub memory: &'a DeviceMemory,
+    /// The first block that runs.
+    pub first: [u32; 3],
+    /// How many do, in each direction.
+    pub running: [u32; 3],
     /// The allocation that was asked for last: mostly it is the next one too.
     pub last: Range<usize>,
     pub findings: Findings,
     pub counters: Counters,
     pub place: Place,
-    /// Number of the block in its grid.
+    /// Number of the block among those that run.
     pub number: u32,
     pub shared: Vec<u8>,
     /// Registers of warps that have ended.
@@ -73,8 +77,9 @@ pub(super) type Bytes = [u8; 16];
 impl Room<'_> {
     /// Makes room for the block `number` of the grid.
     pub(super) fn enter(&mut self, number: u32) {
-        let [x, y, _] = self.place.blocks;
-        self.place.block = [number % x, number / x % y, number / (x * y)];
+        let [x, y, _] = self.running;
+        let block = [number % x, number / x % y, number / (x * y)];
+        self.place.block = std::array::from_fn(|i| self.first[i] + block[i]);
         self.number = number;
         self.shared.fill(0xff);
         if let Some(Shadows { shared, global }) = &mut self.shadows {
