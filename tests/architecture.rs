@@ -27,6 +27,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "error",
             "json",
             "random",
+            "tolerance",
             "checkpoint",
             "data",
             "quant",

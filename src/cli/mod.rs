@@ -8,6 +8,7 @@
 //! be typed, `opened` finds the model, `machine` the device, `told` what is said of the data.
 
 mod card;
+mod check;
 mod config_file;
 mod copies;
 mod demo;
@@ -62,6 +63,8 @@ enum Command {
     Generate(generate::GenerateArgs),
     /// What will be learned, token by token
     Inspect(inspect::InspectArgs),
+    /// Prove on MODEL and DATA that gradients are right, however they are computed
+    Check(check::CheckArgs),
     /// The memory of a run, without loading anything
     Plan(Box<plan::PlanArgs>),
     /// Write the model in four bits, as a folder that is a MODEL itself
@@ -118,6 +121,7 @@ pub fn run(Invocation(cli): Invocation) -> anyhow::Result<()> {
         Some(Command::Eval(args)) => eval::run(&args),
         Some(Command::Generate(args)) => generate::run(&args),
         Some(Command::Inspect(args)) => inspect::run(&args),
+        Some(Command::Check(args)) => check::run(&args),
         Some(Command::Plan(args)) => plan::run(&args),
         Some(Command::Quantize(args)) => quantize::run(&args),
         Some(Command::Merge(args)) => merge::run(&args),

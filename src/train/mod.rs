@@ -5,6 +5,7 @@
 //! [`plan`](mod@plan) makes the same calls on a device that only books bytes. Read [`session`]
 //! first, then [`run`].
 
+pub mod check;
 pub mod checkpoints;
 pub mod evaluate;
 pub mod export;

@@ -212,6 +212,22 @@ fn a_merged_model_is_what_base_and_adapter_were() {
 }
 
 #[test]
+fn a_check_tells_each_comparison_and_holds() {
+    let (place, model, data) = (Place::new(), model(), data());
+    let text = place.ok(&["check", &model, &data, "--records", "3", "--lora-dropout", "0.5"]);
+    let rows: Vec<&str> = text.lines().collect();
+    assert!(rows[..rows.len() - 1].iter().all(|row| row.starts_with("  holds ")), "{text}");
+    assert_eq!(rows[rows.len() - 1], format!("all {} comparisons hold", rows.len() - 1));
+    let found = place.json(&["check", &model, &data, "--json", "--dtype", "f32"]);
+    assert_eq!(found["holds"], true);
+    assert!(found["comparisons"].as_array().unwrap().len() > 10);
+    let output = place.run(&["check", &model, "absent.jsonl"]);
+    assert!(refusal(&output).contains("absent.jsonl"), "{}", stderr(&output));
+    // Nothing is written.
+    assert_eq!(fs::read_dir(place.0.path()).unwrap().count(), 0);
+}
+
+#[test]
 fn a_head_in_four_bits_is_one_for_everything_else_too() {
     let place = Place::new();
     let (model, tied) = (fixture("models/mistral"), fixture("models/llama"));
