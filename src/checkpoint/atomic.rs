@@ -51,7 +51,7 @@ impl Pending {
         };
         let mut hidden = std::ffi::OsString::from(".");
         hidden.push(name);
-        hidden.push(format!(".tmp-{}", process::id()));
+        hidden.push(format!("{TEMPORARY}{}", process::id()));
         let temporary = target.with_file_name(hidden);
         // Only a process that died could have left a file with this process's number.
         if temporary.is_file() {
@@ -96,6 +96,15 @@ impl Drop for Pending {
         let _ = fs::remove_file(&self.temporary);
     }
 }
+
+/// Whether `name` is one that a file has until it is whole.
+pub fn is_temporary(name: &str) -> bool {
+    let number = name.strip_prefix('.').and_then(|name| name.rsplit_once(TEMPORARY));
+    number.is_some_and(|(_, process)| process.parse::<u32>().is_ok())
+}
+
+/// Between the name that a file will have and the number of the process that writes it.
+const TEMPORARY: &str = ".tmp-";
 
 /// Forces the names in `folder` to the disk.
 pub fn sync_folder(folder: &Path) -> Result<(), Error> {

@@ -13,6 +13,7 @@ use qlora_train::optim::adamw::Moments;
 use qlora_train::optim::schedule::Shape;
 use qlora_train::quant::Kind;
 use qlora_train::train::checkpoints::Resume;
+use qlora_train::train::run::OnSaveError;
 
 use super::values::{
     Bytes, Date, DeviceName, below_one, bytes, date, device, name, not_negative, positive, resume,
@@ -294,12 +295,35 @@ pub struct OutputFlags {
     /// Checkpoints that stay
     #[arg(long, visible_alias = "save-total-limit", value_parser = whole(1..=MANY), default_value = "2", value_name = "N")]
     pub keep_checkpoints: usize,
+    /// What a checkpoint that cannot be written means: the end of the run, or a warning
+    #[arg(long, value_enum, default_value_t = OnSaveErrorName::Stop, value_name = "WHAT")]
+    pub on_save_error: OnSaveErrorName,
+    /// Steps in a row that may be left out because their numbers are not finite or leap
+    #[arg(long, value_parser = whole(1..=MANY), default_value = "5", value_name = "N")]
+    pub max_skipped_steps: usize,
     /// Go on: auto takes the newest whole checkpoint of the output folder
     #[arg(long, visible_alias = "resume-from-checkpoint", value_parser = resume, value_name = "auto|DIR")]
     pub resume: Option<Resume>,
     /// Write a timeline of the run, for chrome://tracing or Perfetto, and tell where the time went
     #[arg(long, value_name = "FILE.json")]
     pub profile: Option<PathBuf>,
+}
+
+/// Values of `--on-save-error`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum OnSaveErrorName {
+    Stop,
+    Continue,
+}
+
+impl OnSaveErrorName {
+    /// As the loop wants it.
+    pub fn meaning(self) -> OnSaveError {
+        match self {
+            Self::Stop => OnSaveError::Stop,
+            Self::Continue => OnSaveError::Continue,
+        }
+    }
 }
 
 /// All flags of a training run.

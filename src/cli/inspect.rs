@@ -72,7 +72,7 @@ fn show(
     let text = if colour { coloured(&tokens) } else { told::marked(&tokens) };
     output::result(format_args!(
         "{}: {} tokens, {} supervised\n{text}",
-        told::place(&args.data, example),
+        example.origin.place(&args.data),
         tokens.len(),
         example.supervised_count()
     ))
@@ -93,7 +93,7 @@ fn as_json(args: &InspectArgs, data: &Dataset, tokenizer: Option<&Tokenizer>) ->
         .map(|example| {
             let tokens = explain(example, tokenizer);
             json!({
-                "place": told::place(&args.data, example).to_string(),
+                "place": example.origin.place(&args.data).to_string(),
                 "tokens": tokens.iter().map(|token| &token.text).collect::<Vec<_>>(),
                 "ids": example.tokens,
                 "supervised": example.supervised,

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use qlora_train::train::metrics::{EvalMetrics, StepMetrics};
-use qlora_train::train::run::Observer;
+use qlora_train::train::run::{Observer, Skipped};
 
 use super::output;
 use super::table::{duration, grouped, mib};
@@ -79,6 +79,16 @@ impl Observer for Progress {
                 mib(*peak_memory_bytes)
             ));
         }
+    }
+
+    fn skipped(&mut self, skipped: &Skipped) {
+        let Skipped { step, reason, places } = skipped;
+        let places: Vec<_> = places.iter().map(ToString::to_string).collect();
+        let records = match places.is_empty() {
+            true => "no single record is to blame".to_owned(),
+            false => places.join("; "),
+        };
+        self.note(&format!("warning: step {step} is left out: {reason}: {records}"));
     }
 
     fn evaluation(&mut self, metrics: &EvalMetrics) {

@@ -17,8 +17,6 @@ pub struct Resolved<'a> {
     pub seq_len: usize,
     /// Steps of warm-up.
     pub warmup: u64,
-    /// Steps in all.
-    pub total: u64,
     /// What chat templates are told.
     pub date: Date,
     /// What is attached.
@@ -26,7 +24,7 @@ pub struct Resolved<'a> {
 }
 
 /// Settings that no number of the run depends on, or that its data and steps stand for.
-const WITHOUT_EFFECT: [&str; 14] = [
+const WITHOUT_EFFECT: [&str; 16] = [
     "data",
     "date",
     "device",
@@ -34,9 +32,11 @@ const WITHOUT_EFFECT: [&str; 14] = [
     "eval_data",
     "eval_steps",
     "keep_checkpoints",
+    "max_skipped_steps",
     "max_steps",
     "memory_budget",
     "model",
+    "on_save_error",
     "output_dir",
     "save_steps",
     "threads",
@@ -52,11 +52,14 @@ pub fn file(args: &TrainArgs, resolved: &Resolved) -> String {
     )
 }
 
-/// The settings that numbers depend on, for the identity of the run.
+/// The settings that numbers depend on, for the identity of the run. A run may become longer: how many
+/// steps it has is no part of it, nor what follows from that.
 pub fn numbers(args: &TrainArgs, resolved: &Resolved) -> String {
     let mut table = table(args, resolved);
     table.retain(|key, _| !WITHOUT_EFFECT.contains(&key));
-    table.insert("steps".into(), whole(resolved.total as usize));
+    if args.flags.optimizer.warmup_steps.is_none() {
+        table.remove("warmup_steps");
+    }
     table.to_string()
 }
 
@@ -133,6 +136,8 @@ fn add_rest(table: &mut Table, flags: &TrainFlags) {
     let mut set = |key: &str, value: Value| table.insert(key.to_owned(), value);
     set("output_dir", path(&output.output_dir));
     set("keep_checkpoints", whole(output.keep_checkpoints));
+    set("max_skipped_steps", whole(output.max_skipped_steps));
+    set("on_save_error", spelled(output.on_save_error).into());
     set("device", device.device.to_string().into());
     set("dtype", spelled(device.dtype).into());
     let counts = [

@@ -1,7 +1,7 @@
 //! The data of a run, loaded, and told before anything is learned from it: how many tokens are
 //! supervised, what was cut and dropped, whether an end token is taught, and one example in full.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use qlora_train::data::Tokenizer;
 use qlora_train::data::{DataReport, Dataset, Example, Policy};
@@ -84,15 +84,9 @@ pub fn tell_example(files: &[PathBuf], example: &Example, tokenizer: Option<&Tok
     let tokens = explain(example, tokenizer);
     output::note(format_args!(
         "  for example {}, [supervised]: {}",
-        place(files, example),
+        example.origin.place(files),
         shortened(&tokens)
     ));
-}
-
-/// Where an example stands.
-pub fn place(files: &[PathBuf], example: &Example) -> Place {
-    let file: &Path = files.get(example.origin.file).map_or(Path::new("data"), PathBuf::as_path);
-    Place::file(file).line(example.origin.line)
 }
 
 /// Tokens shown in front of the first supervised one, and from it on.

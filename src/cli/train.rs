@@ -146,6 +146,7 @@ impl Task<'_> {
             routine: self.routine(total, identity),
             adapter: adapter.clone(),
             output: &flags.output.output_dir,
+            files: &self.args.data,
         };
         let (device, profile) = (run.session.device.clone(), &flags.output.profile);
         if profile.is_some() {
@@ -165,7 +166,6 @@ impl Task<'_> {
         Resolved {
             seq_len: self.corpus.seq_len,
             warmup: self.args.flags.optimizer.schedule(total).warmup,
-            total,
             date: self.corpus.date,
             source: &self.source,
         }
@@ -180,6 +180,8 @@ impl Task<'_> {
             seq_len: self.corpus.seq_len,
             save_steps: flags.output.save_steps.map(|steps| steps as u64),
             keep_checkpoints: flags.output.keep_checkpoints,
+            on_save_error: flags.output.on_save_error.meaning(),
+            max_skipped: flags.output.max_skipped_steps as u64,
             identity,
         }
     }
@@ -311,14 +313,23 @@ fn find_checkpoint(
     let Some(resume) = &flags.output.resume else {
         return Ok(None);
     };
+    checkpoints::clear_unfinished(folder.path())?;
     let (found, passed_over) = checkpoints::find(folder.path(), resume, identity)?;
     passed_over.iter().for_each(output::warn);
     match &found {
-        Some(found) => output::note(format_args!(
-            "going on after step {} of {total} from {}",
-            found.state.global_step,
-            found.folder.display()
-        )),
+        Some(found) => {
+            output::note(format_args!(
+                "going on after step {} of {total} from {}",
+                found.state.global_step,
+                found.folder.display()
+            ));
+            if found.state.total_steps != total {
+                output::note(format_args!(
+                    "the run has {total} steps now and had {}: the learning rate follows its new length",
+                    found.state.total_steps
+                ));
+            }
+        }
         None => {
             folder.refuse_other_runs(identity)?;
             output::note("no checkpoint to go on from: starting at step 1");

@@ -41,6 +41,14 @@ pub struct Origin {
     pub record: usize,
 }
 
+impl Origin {
+    /// Where that is in `files`.
+    pub fn place(&self, files: &[PathBuf]) -> Place {
+        let file = files.get(self.file).map_or(Path::new("data"), PathBuf::as_path);
+        Place::file(file).line(self.line)
+    }
+}
+
 /// A sequence to learn from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Example {

@@ -3,6 +3,8 @@
 //! A new update starts as PEFT's does: A uniform in ±1/√in (Kaiming with a = √5), B zero, so that
 //! the model starts as it was. Draws are counted by matrix and position and depend on nothing else.
 
+use std::collections::BTreeMap;
+
 use crate::checkpoint::adapter::{Adapter, AdapterConfig, Scaling, TargetModules, tensor_names};
 use crate::device::Device;
 use crate::error::{Error, Place};
@@ -127,18 +129,50 @@ pub fn initialize(device: &Device, params: &mut Params, seed: u64) {
 /// Sets the values of an existing adapter.
 pub fn restore(device: &Device, params: &mut Params, adapter: &Adapter) {
     let mut values = vec![0.0; params.index().len()];
-    for (module, pair) in &adapter.modules {
-        let [a, b] = tensor_names(module);
-        for entry in params.index().entries() {
-            let source = match &entry.name {
-                name if *name == a => &pair.a,
-                name if *name == b => &pair.b,
-                _ => continue,
-            };
-            values[entry.range.clone()].copy_from_slice(source);
-        }
+    for (entry, source) in matched(params.index().entries(), adapter) {
+        values[entry.range.clone()].copy_from_slice(source);
     }
     device.upload(&values, &mut params.values);
+}
+
+/// Refuses unless `adapter` holds the very bits of `params`, all of them; says where it does not.
+///
+/// # Errors
+/// A tensor that is missing or another one.
+pub fn compare(device: &Device, params: &Params, adapter: &Adapter) -> Result<(), String> {
+    let mut values = vec![0.0f32; params.index().len()];
+    device.download(&params.values, &mut values);
+    let entries = params.index().entries();
+    let mut found = 0;
+    for (entry, source) in matched(entries, adapter) {
+        let same =
+            values[entry.range.clone()].iter().zip(source).all(|(a, b)| a.to_bits() == b.to_bits());
+        if !same {
+            return Err(format!("{} is not what was written", entry.name));
+        }
+        found += 1;
+    }
+    match found == entries.len() {
+        true => Ok(()),
+        false => Err(format!("{found} of {} adapter tensors are there", entries.len())),
+    }
+}
+
+/// Entries that `adapter` has, with its values of them.
+fn matched<'a>(
+    entries: &'a [Entry],
+    adapter: &'a Adapter,
+) -> impl Iterator<Item = (&'a Entry, &'a [f32])> {
+    let tensors: BTreeMap<String, &[f32]> = adapter
+        .modules
+        .iter()
+        .flat_map(|(module, pair)| {
+            let [a, b] = tensor_names(module);
+            [(a, pair.a.as_slice()), (b, pair.b.as_slice())]
+        })
+        .collect();
+    let values = move |entry: &'a Entry| Some((entry, *tensors.get(&entry.name)?));
+    entries.iter().filter_map(values)
 }
 
 fn is_a(entry: &Entry) -> bool {

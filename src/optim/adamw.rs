@@ -85,8 +85,13 @@ impl AdamW {
         Ok(Self { settings, pages, plain, eight_bit, norm })
     }
 
+    /// What it was made with.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
     /// Step `step`, counted from 1, at learning rate `rate`. Gives the norm of all gradients before
-    /// clipping.
+    /// clipping; where that is not finite, nothing else is done.
     ///
     /// # Errors
     /// What the device kept since the last synchronization.
@@ -98,9 +103,20 @@ impl AdamW {
         step: u64,
     ) -> Result<f64, Error> {
         let norm = self.norm(device, params)?;
-        if !norm.is_finite() {
-            return Ok(norm);
+        if norm.is_finite() {
+            self.apply(device, params, rate, (norm, step));
         }
+        Ok(norm)
+    }
+
+    /// Applies gradients whose norm is `norm`, a finite number, as step `step`.
+    pub fn apply(
+        &mut self,
+        device: &Device,
+        params: &mut Params,
+        rate: f64,
+        (norm, step): (f64, u64),
+    ) {
         let hyper = Hyper {
             learning_rate: rate,
             beta1: self.settings.beta1,
@@ -111,10 +127,13 @@ impl AdamW {
             step,
         };
         self.update(device, params, &hyper);
-        Ok(norm)
     }
 
-    fn norm(&mut self, device: &Device, params: &Params) -> Result<f64, Error> {
+    /// The norm of all gradients, before clipping.
+    ///
+    /// # Errors
+    /// What the device kept since the last synchronization.
+    pub fn norm(&mut self, device: &Device, params: &Params) -> Result<f64, Error> {
         sum_squares(device, &params.grads, &mut self.norm);
         device.synchronize()?;
         let mut sum = [0.0];

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::checkpoint::adapter::{Adapter, AdapterConfig};
+use crate::checkpoint::adapter::{self, Adapter, AdapterConfig};
 use crate::checkpoint::atomic;
 use crate::checkpoint::digest::Digest;
 use crate::checkpoint::tensors::{DType, TensorFile};
@@ -25,25 +25,44 @@ use crate::optim::shelf::Shelf;
 use crate::params::Params;
 
 use super::export::write_adapter;
+use super::guard::Seen;
+
+/// How the files of a checkpoint are laid out: another number is another way.
+pub const FORMAT: u32 = 1;
+
+/// This program.
+pub const PROGRAM: &str = concat!("qlora-train ", env!("CARGO_PKG_VERSION"));
 
 const STATE_FILE: &str = "trainer_state.json";
 const OPTIMIZER_FILE: &str = "optimizer.safetensors";
 const DIGESTS_FILE: &str = "digests.json";
 /// Largest file of digests, in bytes.
 const LARGEST_DIGESTS: u64 = 1 << 16;
+/// Largest state, in bytes.
+const LARGEST_STATE: u64 = 1 << 20;
 const PREFIX: &str = "checkpoint-";
+/// What the name of a checkpoint begins with until it is whole.
+const UNFINISHED: &str = ".tmp-";
 
 /// Where a run stands.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct State {
     /// Optimizer steps done.
     pub global_step: u64,
+    /// Optimizer steps that the run was to have.
+    pub total_steps: u64,
     /// Tokens that went in.
     pub num_input_tokens_seen: u64,
     /// Supervised ones among them.
     pub num_supervised_tokens_seen: u64,
     /// Loss of the first step.
     pub first_loss: f64,
+    /// What decides whether a step may be applied.
+    pub seen: Seen,
+    /// How the files of a checkpoint are laid out.
+    pub format: u32,
+    /// The program that wrote it.
+    pub program: String,
     /// What the numbers of the run depend on; another value means another run.
     pub identity: String,
 }
@@ -67,10 +86,11 @@ pub struct Found {
     optimizer: TensorFile,
 }
 
-/// Writes `output/checkpoint-N` and then removes the oldest beyond `keep`.
+/// Writes `output/checkpoint-N`, reads it back, and then removes the oldest beyond `keep`. One of the same
+/// step that stands there whole stays as it is.
 ///
 /// # Errors
-/// [`Error::Io`]; older checkpoints are untouched then.
+/// [`Error::Io`], or numbers that are not finite; older checkpoints are untouched then.
 pub fn save(
     output: &Path,
     device: &Device,
@@ -81,18 +101,42 @@ pub fn save(
     keep: usize,
 ) -> Result<(), Error> {
     let name = format!("{PREFIX}{}", state.global_step);
-    let (unfinished, folder) = (output.join(format!(".{name}.tmp")), output.join(name));
+    let (unfinished, folder) = (output.join(format!("{UNFINISHED}{name}")), output.join(name));
+    if folder.exists() {
+        if Found::read(&folder, &state.identity).is_ok_and(|found| found.state == *state) {
+            return Ok(());
+        }
+        remove(&folder)?;
+    }
     remove(&unfinished)?;
-    let written = write_files(&unfinished, device, params, optimizer, config, state);
+    let written = write_files(&unfinished, device, params, optimizer, config, state)
+        .and_then(|()| Found::read(&unfinished, &state.identity))
+        .and_then(|found| found.holds(device, params));
     if let Err(error) = written {
         // What failed is told; that its rest could not be removed either would add nothing.
         let _ = remove(&unfinished);
         return Err(error);
     }
-    remove(&folder)?;
     std::fs::rename(&unfinished, &folder).map_err(Error::io(&folder))?;
     atomic::sync_folder(output)?;
     rotate(output, state.global_step, keep)
+}
+
+/// Removes what a process that died left half-written in `output`, which nobody else writes to.
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn clear_unfinished(output: &Path) -> Result<(), Error> {
+    for entry in std::fs::read_dir(output).into_iter().flatten().flatten() {
+        let (path, name) = (entry.path(), entry.file_name());
+        let name = name.to_string_lossy();
+        if name.starts_with(UNFINISHED) && path.is_dir() {
+            remove(&path)?;
+        } else if atomic::is_temporary(&name) && path.is_file() {
+            std::fs::remove_file(&path).map_err(Error::io(&path))?;
+        }
+    }
+    Ok(())
 }
 
 fn write_files(
@@ -132,10 +176,17 @@ fn check_digests(folder: &Path) -> Result<(), Error> {
     let text = json::read_text(&path, LARGEST_DIGESTS)?;
     let damaged = |error| Error::input(&path, format!("damaged: {error}"));
     let expected: BTreeMap<String, String> = serde_json::from_str(&text).map_err(damaged)?;
-    for (name, digest) in digests(folder)? {
-        if expected.get(&name).is_some_and(|expected| *expected != digest) {
+    for name in [STATE_FILE, OPTIMIZER_FILE].into_iter().chain(adapter::FILES) {
+        if !expected.contains_key(name) {
+            let what = format!("damaged: nothing about {name}");
+            return Err(Error::input(&path, what));
+        }
+    }
+    for (name, expected) in expected {
+        let path = folder.join(&name);
+        if format!("{:016x}", Digest::of_file(&path)?.value()) != expected {
             let what = "damaged since it was written: resume from another checkpoint";
-            return Err(Error::input(folder.join(name).as_path(), what));
+            return Err(Error::input(path.as_path(), what));
         }
     }
     Ok(())
@@ -171,9 +222,16 @@ fn newest_whole(output: &Path, identity: &str) -> (Option<Found>, Vec<String>) {
 impl Found {
     fn read(folder: &Path, identity: &str) -> Result<Self, Error> {
         let path = folder.join(STATE_FILE);
-        let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
+        let text = json::read_text(&path, LARGEST_STATE)?;
         let damaged = |error| Error::input(&path, format!("damaged: {error}"));
         let state: State = serde_json::from_str(&text).map_err(damaged)?;
+        if state.format != FORMAT {
+            let what = format!(
+                "{}, this program writes {FORMAT}: made by {}",
+                state.format, state.program
+            );
+            return Err(Error::input(Place::file(&path).field("format"), what));
+        }
         if state.identity != identity {
             let what = format!(
                 "made with other settings or data ({} then, {identity} now): resume with the \
@@ -186,6 +244,12 @@ impl Found {
         let optimizer = TensorFile::open(folder.join(OPTIMIZER_FILE))?;
         check_digests(folder)?;
         Ok(Self { folder: folder.to_owned(), state, adapter, optimizer })
+    }
+
+    /// Refuses if the adapter is another one than that of `params`.
+    fn holds(&self, device: &Device, params: &Params) -> Result<(), Error> {
+        lora::compare(device, params, &self.adapter)
+            .map_err(|what| Error::input(self.folder.as_path(), what))
     }
 
     /// Puts values and moments back.

@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use super::run::Skipped;
+use crate::checkpoint::atomic;
 use crate::error::Error;
 
 /// One optimizer step, or the mean of what led to it.
@@ -33,6 +35,31 @@ pub struct StepMetrics {
     pub peak_memory_bytes: u64,
 }
 
+/// A step that was left out.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct SkippedMetrics {
+    /// Its number.
+    pub step: u64,
+    /// Always true: tells this line from the others.
+    pub skipped: bool,
+    /// Why.
+    pub reason: String,
+    /// Where the records stand that are to blame.
+    pub records: Vec<String>,
+}
+
+impl SkippedMetrics {
+    /// The line for `skipped`.
+    pub fn of(skipped: &Skipped) -> Self {
+        Self {
+            step: skipped.step,
+            skipped: true,
+            reason: skipped.reason.to_string(),
+            records: skipped.places.iter().map(ToString::to_string).collect(),
+        }
+    }
+}
+
 /// One evaluation.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct EvalMetrics {
@@ -55,6 +82,8 @@ pub struct Summary {
     pub steps: u64,
     /// Epochs done.
     pub epochs: f64,
+    /// Steps among them that were left out.
+    pub skipped_steps: u64,
     /// Loss of the first step.
     pub first_loss: f64,
     /// Loss of the last step.
@@ -98,8 +127,9 @@ impl MetricsFile {
         };
         let kept = old.lines().filter(|line| step_of(line).is_some_and(|s| s <= step));
         let text: String = kept.flat_map(|line| [line, "\n"]).collect();
-        let mut file = File::create(path).map_err(Error::io(path))?;
-        file.write_all(text.as_bytes()).map_err(Error::io(path))?;
+        // Whole or not at all: a crash must not cost the lines of days.
+        atomic::write_bytes(path, text)?;
+        let file = File::options().append(true).open(path).map_err(Error::io(path))?;
         Ok(Self { path: path.to_owned(), file })
     }
 

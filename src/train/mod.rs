@@ -10,6 +10,7 @@ pub mod checkpoints;
 pub mod evaluate;
 pub mod export;
 pub mod generate;
+pub mod guard;
 pub mod metrics;
 pub mod plan;
 pub mod run;

@@ -1,11 +1,11 @@
 //! The loop: steps, evaluations, checkpoints, and what is told of them.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::Instant;
 
 use crate::checkpoint::adapter::AdapterConfig;
-use crate::data::Example;
+use crate::data::{Example, MicroBatch, Row};
 use crate::error::{Error, Place};
 use crate::ops::dropout::Draw;
 use crate::optim::adamw::AdamW;
@@ -13,7 +13,8 @@ use crate::optim::schedule::Schedule;
 
 use super::checkpoints::{self, Found, State};
 use super::evaluate::evaluate;
-use super::metrics::{EvalMetrics, MetricsFile, StepMetrics, Summary};
+use super::guard::{Reason, Seen};
+use super::metrics::{EvalMetrics, MetricsFile, SkippedMetrics, StepMetrics, Summary};
 use super::session::Session;
 use super::steps::Steps;
 
@@ -32,8 +33,32 @@ pub struct Routine {
     pub save_steps: Option<u64>,
     /// Checkpoints that stay.
     pub keep_checkpoints: usize,
+    /// What a checkpoint that cannot be written means.
+    pub on_save_error: OnSaveError,
+    /// Steps in a row that may be left out before the run stops.
+    pub max_skipped: u64,
     /// What the numbers of the run depend on.
     pub identity: String,
+}
+
+/// What a checkpoint that cannot be written means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnSaveError {
+    /// The end of the run.
+    Stop,
+    /// A warning: the next one may succeed.
+    Continue,
+}
+
+/// A step that was not applied.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Skipped {
+    /// Its number.
+    pub step: u64,
+    /// Why.
+    pub reason: Reason,
+    /// Where the records stand that are to blame, as far as that can be told.
+    pub places: Vec<Place>,
 }
 
 /// Everything the loop works on.
@@ -52,12 +77,16 @@ pub struct Run<'a> {
     pub adapter: AdapterConfig,
     /// The output folder, which exists.
     pub output: &'a Path,
+    /// The files of the data, in the order in which records count them.
+    pub files: &'a [PathBuf],
 }
 
 /// Is told what happens.
 pub trait Observer {
     /// An optimizer step of `total` is done.
     fn step(&mut self, metrics: &StepMetrics, total: u64);
+    /// An optimizer step was left out.
+    fn skipped(&mut self, skipped: &Skipped);
     /// An evaluation is done.
     fn evaluation(&mut self, metrics: &EvalMetrics);
     /// Something worth a line.
@@ -66,11 +95,12 @@ pub trait Observer {
 
 impl Run<'_> {
     /// Trains to the end, from `found` if there is one. `stop` holds the number of a signal that
-    /// asks to stop, or 0: the step under way is finished and a checkpoint written first.
+    /// asks to stop, or 0: the micro-batch under way is finished and a checkpoint of the last whole step
+    /// written first.
     ///
     /// # Errors
-    /// A loss or gradient that is not finite; [`Error::Interrupted`]; whatever a file or the device
-    /// refuses.
+    /// Too many steps in a row that could not be applied; [`Error::Interrupted`]; whatever a file or the
+    /// device refuses.
     pub fn train(
         mut self,
         found: Option<&Found>,
@@ -83,29 +113,43 @@ impl Run<'_> {
         let (first, total) = (state.global_step + 1, self.steps.total());
         let mut last_loss = state.first_loss;
         for step in first..=total {
-            let done = self.step(step, &mut state)?;
-            last_loss = done.loss;
-            metrics.write(&done)?;
-            observer.step(&done, total);
+            match self.step(step, &mut state, stop)? {
+                Done::Applied(done) => {
+                    last_loss = done.loss;
+                    self.told(metrics.write(&done), observer)?;
+                    observer.step(&done, total);
+                }
+                Done::Skipped(skipped) => {
+                    observer.skipped(&skipped);
+                    self.told(metrics.write(&SkippedMetrics::of(&skipped)), observer)?;
+                    self.refuse_too_many(&skipped, &state, observer)?;
+                    continue;
+                }
+                Done::Stopped => {
+                    self.save(&state)?;
+                    return Err(Error::Interrupted { signal: stop.load(Ordering::Relaxed) });
+                }
+            }
             if step == 1 {
                 self.note_inert(observer);
             }
             if !self.eval.is_empty() && is_due(step, self.routine.eval_steps, total) {
                 let evaluation = self.evaluate(step)?;
-                metrics.write(&evaluation)?;
+                self.told(metrics.write(&evaluation), observer)?;
                 observer.evaluation(&evaluation);
             }
             let signal = stop.load(Ordering::Relaxed);
-            if signal != 0 || self.routine.save_steps.is_some_and(|every| step % every == 0) {
-                self.save(&state)?;
-            }
             if signal != 0 {
+                self.save(&state)?;
                 return Err(Error::Interrupted { signal });
+            }
+            if self.routine.save_steps.is_some_and(|every| step % every == 0) {
+                self.told(self.save(&state), observer)?;
             }
         }
         let seconds = begun.elapsed().as_secs_f64();
         let summary = self.summary(&state, last_loss, seconds, tokens_before);
-        metrics.write(&summary)?;
+        self.told(metrics.write(&summary), observer)?;
         Ok((self.session, summary))
     }
 
@@ -113,55 +157,117 @@ impl Run<'_> {
         let Some(found) = found else {
             return Ok(State {
                 global_step: 0,
+                total_steps: self.steps.total(),
                 num_input_tokens_seen: 0,
                 num_supervised_tokens_seen: 0,
                 first_loss: 0.0,
+                seen: Seen::default(),
+                format: checkpoints::FORMAT,
+                program: checkpoints::PROGRAM.to_owned(),
                 identity: self.routine.identity.clone(),
             });
         };
         let Session { device, params, .. } = &mut self.session;
         found.restore(device, params, &mut self.optimizer)?;
-        Ok(found.state.clone())
+        Ok(State { total_steps: self.steps.total(), ..found.state.clone() })
     }
 
-    fn step(&mut self, step: u64, state: &mut State) -> Result<StepMetrics, Error> {
+    /// Computes the gradient of step `step`, and applies it if its numbers allow.
+    fn step(&mut self, step: u64, state: &mut State, stop: &AtomicI32) -> Result<Done, Error> {
         let begun = Instant::now();
         let window = self.steps.window(step);
         let draw = Draw { seed: self.routine.seed, stream: (step - 1) << 16 };
-        let mut done = self.session.gradient(&window, draw)?;
-        let rate = self.routine.schedule.rate(step);
+        let stopped = || stop.load(Ordering::Relaxed) != 0;
+        let Some(done) = self.session.gradient_unless(&window, draw, stopped)? else {
+            return Ok(Done::Stopped);
+        };
         let Session { device, params, .. } = &mut self.session;
-        done.grad_norm = self.optimizer.step(device, params, rate, step)?;
-        if !(done.loss.is_finite() && done.grad_norm.is_finite()) {
-            return Err(self.diverged(step, done.loss, done.grad_norm));
-        }
+        let norm = self.optimizer.norm(device, params)?;
         state.global_step = step;
         state.num_input_tokens_seen += done.tokens;
         state.num_supervised_tokens_seen += done.supervised;
+        let max_norm = self.optimizer.settings().max_grad_norm;
+        if let Some(reason) = state.seen.judge(done.loss, norm, max_norm) {
+            state.seen.left_out();
+            let places = self.blame(step, reason)?;
+            return Ok(Done::Skipped(Skipped { step, reason, places }));
+        }
+        let rate = self.routine.schedule.rate(step);
+        self.optimizer.apply(device, params, rate, (norm, step - state.seen.skipped));
+        state.seen.applied(norm);
         if step == 1 {
             state.first_loss = done.loss;
         }
         let seconds = begun.elapsed().as_secs_f64();
-        Ok(StepMetrics {
+        Ok(Done::Applied(StepMetrics {
             step,
             epoch: self.steps.epoch_after(step),
             loss: done.loss,
             learning_rate: rate,
-            grad_norm: done.grad_norm,
+            grad_norm: norm,
             num_input_tokens_seen: state.num_input_tokens_seen,
             num_supervised_tokens_seen: state.num_supervised_tokens_seen,
             tokens_per_second: done.tokens as f64 / seconds,
             step_seconds: seconds,
             peak_memory_bytes: self.session.device.report().total.peak,
-        })
+        }))
     }
 
-    fn diverged(&self, step: u64, loss: f64, grad_norm: f64) -> Error {
+    /// The records whose own gradients are not finite, or, for a spike, have the largest norms.
+    fn blame(&mut self, step: u64, reason: Reason) -> Result<Vec<Place>, Error> {
+        let mut norms = Vec::new();
+        for example in self.steps.records(step) {
+            let alone =
+                [MicroBatch::new(std::slice::from_ref(example), &[Row { examples: vec![0] }])];
+            if alone[0].targets.is_empty() {
+                continue;
+            }
+            let loss = self.session.gradient(&alone, Draw { seed: 0, stream: 0 })?.loss;
+            let Session { device, params, .. } = &self.session;
+            let norm = self.optimizer.norm(device, params)?;
+            let norm = if loss.is_finite() && norm.is_finite() { norm } else { f64::INFINITY };
+            norms.push((norm, example.origin.place(self.files)));
+        }
+        if let Reason::NotFinite { .. } = reason {
+            norms.retain(|(norm, _)| norm.is_infinite());
+        }
+        norms.sort_by(|a, b| b.0.total_cmp(&a.0));
+        Ok(norms.into_iter().take(BLAMED).map(|(_, place)| place).collect())
+    }
+
+    /// Stops, with a checkpoint, if too many steps in a row were left out.
+    fn refuse_too_many(
+        &self,
+        skipped: &Skipped,
+        state: &State,
+        observer: &mut dyn Observer,
+    ) -> Result<(), Error> {
+        let count = state.seen.in_a_row;
+        if count < self.routine.max_skipped {
+            return Ok(());
+        }
+        if state.global_step > state.seen.skipped {
+            self.save(state)?;
+            observer.note("a checkpoint was written of what was learned before");
+        }
+        let place = skipped.places.first().cloned().unwrap_or_else(|| Place::file(self.output));
         let what = format!(
-            "step {step}: loss {loss}, gradient norm {grad_norm}: the run is stopped before the \
-             adapter is spoilt; lower --learning-rate, or look for damaged weights or records"
+            "step {}: {}: steps left out in a row: {count}, before the adapter is spoilt; lower \
+             --learning-rate, or look for damaged weights or records",
+            skipped.step, skipped.reason
         );
-        Error::input(Place::file(self.output), what)
+        Err(Error::input(place, what))
+    }
+
+    /// What could not be written beside the results, as [`OnSaveError`] wants it.
+    fn told(&self, written: Result<(), Error>, observer: &mut dyn Observer) -> Result<(), Error> {
+        match (written, self.routine.on_save_error) {
+            (Err(error), OnSaveError::Continue) => {
+                observer.note(&format!("warning: not written: {error}"));
+                Ok(())
+            }
+            (written, _) => written,
+        }
     }
 
     /// Tells of adapters that the first gradient did not reach: they would stay as they are.
@@ -204,6 +310,7 @@ impl Run<'_> {
                 0 => 0.0,
                 step => self.steps.epoch_after(step),
             },
+            skipped_steps: state.seen.skipped,
             first_loss: state.first_loss,
             last_loss,
             num_input_tokens_seen: state.num_input_tokens_seen,
@@ -216,6 +323,19 @@ impl Run<'_> {
             weight_wait_seconds: traffic.map(|traffic| traffic.waited.as_secs_f64()),
         }
     }
+}
+
+/// Records that are named for one step.
+const BLAMED: usize = 5;
+
+/// How a step ended.
+enum Done {
+    /// The adapter is another one.
+    Applied(StepMetrics),
+    /// It is what it was.
+    Skipped(Skipped),
+    /// A signal came first; it is what it was.
+    Stopped,
 }
 
 /// Whether something done every `every` steps, and after the last one, is due after `step`.

@@ -87,6 +87,21 @@ impl Session {
     /// # Errors
     /// Weights that cannot be read.
     pub fn gradient(&mut self, window: &[MicroBatch], draw: Draw) -> Result<Step, Error> {
+        let whole = self.gradient_unless(window, draw, || false)?;
+        Ok(whole.expect("nothing stops it"))
+    }
+
+    /// As [`gradient`](Self::gradient); gives nothing if `stopped` says, between micro-batches, that
+    /// nobody needs it any more.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn gradient_unless(
+        &mut self,
+        window: &[MicroBatch],
+        draw: Draw,
+        stopped: impl Fn() -> bool + Sync,
+    ) -> Result<Option<Step>, Error> {
         let supervised: usize = window.iter().map(|micro| micro.targets.len()).sum();
         assert!(supervised > 0, "a window without supervised tokens has no loss");
         let device = self.device.clone();
@@ -95,17 +110,20 @@ impl Session {
             self.params.refresh(&self.device);
             let (mut sum, mut stream) = (0.0, draw.stream);
             for together in window.chunks(self.draws.len()) {
+                if stopped() {
+                    return Ok(None);
+                }
                 sum += self.together(together, 1.0 / supervised as f32, Draw { stream, ..draw })?;
                 stream += together.len() as u64;
             }
-            Ok::<f64, Error>(sum)
+            Ok::<_, Error>(Some(sum))
         })?;
-        Ok(Step {
+        Ok(sum.map(|sum| Step {
             loss: sum / supervised as f64,
             grad_norm: f64::NAN,
             tokens: window.iter().map(|micro| micro.tokens.len() as u64).sum(),
             supervised: supervised as u64,
-        })
+        }))
     }
 
     /// Takes micro-batches there and back, through each block all of them.

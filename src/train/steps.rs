@@ -59,13 +59,25 @@ impl<'a> Steps<'a> {
 
     /// The micro-batches of step `step`, counted from 1.
     pub fn window(&mut self, step: u64) -> Vec<MicroBatch> {
+        let examples = self.examples;
+        let micro_batches = self.rows(step).micro_batches.iter();
+        micro_batches.map(|rows| MicroBatch::new(examples, rows)).collect()
+    }
+
+    /// The records of step `step`.
+    pub fn records(&mut self, step: u64) -> Vec<&'a Example> {
+        let examples = self.examples;
+        let rows = self.rows(step).micro_batches.iter().flatten();
+        rows.flat_map(|row| &row.examples).map(|index| &examples[*index]).collect()
+    }
+
+    fn rows(&mut self, step: u64) -> &Window {
         let (epoch, index, _) = self.place(step);
         if self.current.as_ref().is_none_or(|(current, _)| *current != epoch) {
             self.current = Some((epoch, self.windows(epoch)));
         }
         let (_, windows) = self.current.as_ref().expect("just set");
-        let micro_batches = windows[index].micro_batches.iter();
-        micro_batches.map(|rows| MicroBatch::new(self.examples, rows)).collect()
+        &windows[index]
     }
 
     /// Most micro-batches of a step.

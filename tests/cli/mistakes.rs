@@ -10,7 +10,8 @@ use crate::{Place, data, fixture, model, refusal, stderr};
 fn pages_that_are_asked_for_are_results() {
     let place = Place::new();
     assert!(place.ok(&["--version"]).starts_with("qlora-train "));
-    let commands = ["eval", "generate", "inspect", "check", "plan", "quantize", "merge", "doctor", "demo"];
+    let commands =
+        ["eval", "generate", "inspect", "check", "plan", "quantize", "merge", "doctor", "demo"];
     let page = place.ok(&["--help"]);
     for command in commands {
         assert!(page.contains(command), "{command} is not in {page}");

@@ -23,6 +23,8 @@ use crate::error::Error;
 pub const CONFIG_FILE: &str = "adapter_config.json";
 /// Name of the tensor file.
 pub const TENSOR_FILE: &str = "adapter_model.safetensors";
+/// Both.
+pub const FILES: [&str; 2] = [CONFIG_FILE, TENSOR_FILE];
 /// What PEFT puts in front of the base model's module names.
 pub const PREFIX: &str = "base_model.model.";
 
