@@ -263,7 +263,8 @@ fn write_adapter(folder: &Path, adapter: &Adapter) {
     let matrices: Vec<_> = adapter.modules.iter().flat_map(of_pair).collect();
     let tensor = |(name, shape, values)| AdapterTensor { name, shape, values };
     let borrowed = matrices.iter().map(|(n, s, v)| tensor((&n[..], &s[..], &v[..])));
-    adapter::write(folder, &adapter.config, &borrowed.collect::<Vec<_>>()).unwrap();
+    adapter::write(folder, (&adapter.config, &adapter.provenance), &borrowed.collect::<Vec<_>>())
+        .unwrap();
 }
 
 #[test]

@@ -16,6 +16,8 @@
 //!
 //! [`Align::Packed`] keeps the order given; only the data begins at a multiple of 8.
 
+use std::collections::BTreeMap;
+
 use super::tensors::DType;
 
 /// Alignment of [`Align::Cache`]: a cache line, and the widest vector load.
@@ -114,8 +116,17 @@ fn sort_by_element(tensors: &mut [TensorSpec]) {
 }
 
 /// The header for these tensors, length in front, padded with spaces so that the data is aligned.
-pub(super) fn header(tensors: &[TensorSpec], align: Align) -> Vec<u8> {
-    let mut json = String::from("{\"__metadata__\":{\"format\":\"pt\"}");
+pub(super) fn header(
+    tensors: &[TensorSpec],
+    metadata: &BTreeMap<String, String>,
+    align: Align,
+) -> Vec<u8> {
+    let mut json = String::from("{\"__metadata__\":{\"format\":\"pt\"");
+    for (key, value) in metadata {
+        let [key, value] = [key, value].map(|text| serde_json::Value::from(text.as_str()));
+        json += &format!(",{key}:{value}");
+    }
+    json.push('}');
     let mut begin = 0;
     for tensor in tensors {
         let end = begin + tensor.bytes();
@@ -191,6 +202,6 @@ mod tests {
                 ("end", 554)
             ]
         );
-        assert_eq!(header(&file, Align::Cache).len() % 64, 0);
+        assert_eq!(header(&file, &BTreeMap::new(), Align::Cache).len() % 64, 0);
     }
 }

@@ -100,6 +100,7 @@ pub struct TensorFile {
     path: Arc<Path>,
     map: Arc<Mmap>,
     entries: BTreeMap<String, Entry>,
+    metadata: BTreeMap<String, String>,
 }
 
 impl TensorFile {
@@ -124,14 +125,21 @@ impl TensorFile {
         }
         let entries = header::parse(&map[..start], size, &path)?;
         // The crate has the last word, so that nothing is read here that other programs refuse.
-        SafeTensors::read_metadata(&map)
+        let (_, header) = SafeTensors::read_metadata(&map)
             .map_err(|error| Error::input(&path, format!("{error}: download it again")))?;
-        Ok(Self { path: path.into(), map: Arc::new(map), entries })
+        let metadata = header.metadata().iter().flatten();
+        let metadata = metadata.map(|(key, text)| (key.clone(), text.clone())).collect();
+        Ok(Self { path: path.into(), map: Arc::new(map), entries, metadata })
     }
 
     /// The path given to [`open`](Self::open).
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The free metadata.
+    pub fn metadata(&self) -> &BTreeMap<String, String> {
+        &self.metadata
     }
 
     /// Bytes of the file.

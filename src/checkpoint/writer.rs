@@ -40,8 +40,18 @@ impl TensorWriter {
     ///
     /// Panics if a name stands twice.
     pub fn create(path: &Path, groups: Vec<Vec<TensorSpec>>, align: Align) -> Result<Self, Error> {
+        Self::create_with(path, groups, align, &BTreeMap::new())
+    }
+
+    /// As [`create`](Self::create), with texts of its own in the file's free metadata.
+    pub fn create_with(
+        path: &Path,
+        groups: Vec<Vec<TensorSpec>>,
+        align: Align,
+        metadata: &BTreeMap<String, String>,
+    ) -> Result<Self, Error> {
         let tensors = arrange(groups, align);
-        let head = header(&tensors, align);
+        let head = header(&tensors, metadata, align);
         let mut begin = head.len() as u64;
         let mut slots = BTreeMap::new();
         for spec in tensors {

@@ -9,9 +9,9 @@ use qlora_train::error::{Error, Place};
 use qlora_train::train::check::{Comparison, Subject};
 use serde_json::json;
 
+use super::corpus::tell_length;
 use super::flags::{BaseFlags, DataFlags, DeviceFlags, MethodFlags};
 use super::opened::{Opened, open};
-use super::train::tell_length;
 use super::values::{Date, whole};
 use super::{output, told};
 
@@ -52,6 +52,7 @@ pub fn run(args: &CheckArgs) -> anyhow::Result<()> {
     let missing = || Error::input(Place::flag("MODEL"), "missing: give a model and data");
     let opened = open(args.model.as_deref().ok_or_else(missing)?)?;
     let source = MethodFlags { lora_dropout: 0.0, ..args.method.clone() }.source()?;
+    source.check(&opened, args.method.foreign)?;
     let data = load(args, &opened)?;
     machine.tell();
     let examples = &data.examples[..args.records.min(data.examples.len())];

@@ -18,11 +18,10 @@ use qlora_train::train::evaluate::{Evaluation, RecordLoss, evaluate, limits};
 use qlora_train::train::session::Session;
 use serde_json::{Value, json};
 
-use super::flags::{BaseFlags, DataFlags, DeviceFlags};
-use super::job::tell_unknown;
+use super::corpus::tell_length;
+use super::flags::{BaseFlags, DataFlags, DeviceFlags, ForeignFlags};
 use super::opened::{Opened, open};
 use super::table::grouped;
-use super::train::tell_length;
 use super::values::Date;
 use super::{output, told};
 
@@ -50,6 +49,8 @@ pub struct EvalArgs {
     #[command(flatten)]
     data_flags: DataFlags,
     #[command(flatten)]
+    foreign: ForeignFlags,
+    #[command(flatten)]
     base: BaseFlags,
     #[command(flatten)]
     device: DeviceFlags,
@@ -63,7 +64,9 @@ pub fn run(args: &EvalArgs) -> anyhow::Result<()> {
     let machine = args.device.machine()?;
     let missing = || Error::input(Place::flag("MODEL"), "missing: give a model and data");
     let opened = open(args.model.as_deref().ok_or_else(missing)?)?;
-    let adapters = args.adapter.iter().map(|folder| read(folder)).collect::<Result<Vec<_>, _>>()?;
+    let read = |folder| Ok::<_, Error>((opened.adapter(folder, args.foreign)?, folder));
+    let adapters =
+        args.adapter.iter().map(PathBuf::as_path).map(read).collect::<Result<Vec<_>, _>>()?;
     let (data, seq_len) = load_data(args, &opened)?;
     let device = machine.open()?;
     let (config, weights) = (opened.config.clone(), Some(&opened.weights));
@@ -87,15 +90,10 @@ pub fn run(args: &EvalArgs) -> anyhow::Result<()> {
     }
 }
 
-fn read(folder: &Path) -> Result<(Adapter, &Path), Error> {
-    let adapter = Adapter::read(folder)?;
-    tell_unknown(&adapter, folder);
-    Ok((adapter, folder))
-}
-
 fn load_data(args: &EvalArgs, opened: &Opened) -> Result<(Dataset, usize), Error> {
     let date = args.data_flags.date.unwrap_or_else(Date::today);
-    let tokenizer = opened.tokenizer(date.moment())?;
+    let brings = template_of(&args.adapter);
+    let tokenizer = opened.tokenizer_of(brings, date.moment())?;
     let seq_len = args.data_flags.seq_len.unwrap_or_else(|| opened.usual_length());
     tell_length(seq_len, opened);
     let train_on = args.data_flags.train_on.train_on();
@@ -103,6 +101,14 @@ fn load_data(args: &EvalArgs, opened: &Opened) -> Result<(Dataset, usize), Error
     let data = told::load(&args.data, opened, tokenizer.as_ref(), &policy)?;
     told::tell("data", &data.report, tokenizer.as_ref());
     Ok((data, seq_len))
+}
+
+/// The adapter whose chat template the records are rendered with: of several, the first.
+fn template_of(adapters: &[PathBuf]) -> Option<&Path> {
+    if adapters.len() > 1 {
+        output::note("records are rendered with the chat template of the first adapter");
+    }
+    adapters.first().map(PathBuf::as_path)
 }
 
 /// Evaluates one adapter, or the base, and gives the base back.

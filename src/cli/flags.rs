@@ -168,6 +168,16 @@ pub struct MethodFlags {
     /// Go on from the weights of this PEFT adapter
     #[arg(long, value_name = "DIR")]
     pub init_adapter: Option<PathBuf>,
+    #[command(flatten)]
+    pub foreign: ForeignFlags,
+}
+
+/// Whether an adapter must be one of this base.
+#[derive(Debug, Clone, Copy, Args)]
+pub struct ForeignFlags {
+    /// Take an adapter that says it was trained on another base model
+    #[arg(long)]
+    pub any_base: bool,
 }
 
 /// Values of `--method`.

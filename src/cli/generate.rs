@@ -4,7 +4,6 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use qlora_train::checkpoint::adapter::Adapter;
 use qlora_train::data::{Conversation, GenerationPrompt};
 use qlora_train::data::{Special, TextStream, Tokenizer};
 use qlora_train::error::{Error, Place};
@@ -16,8 +15,7 @@ use qlora_train::train::generate::{Sampling, generate, session};
 use qlora_train::train::session::Session;
 use serde_json::{Value, json};
 
-use super::flags::{BaseFlags, DeviceFlags};
-use super::job::tell_unknown;
+use super::flags::{BaseFlags, DeviceFlags, ForeignFlags};
 use super::machine::Machine;
 use super::opened::{Opened, open};
 use super::output;
@@ -64,6 +62,8 @@ pub struct GenerateArgs {
     #[arg(long, value_name = "FILE.toml")]
     config: Option<PathBuf>,
     #[command(flatten)]
+    foreign: ForeignFlags,
+    #[command(flatten)]
     base: BaseFlags,
     #[command(flatten)]
     device: DeviceFlags,
@@ -77,7 +77,8 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<()> {
     let machine = args.device.machine()?;
     let missing = || Error::input(Place::flag("MODEL"), "missing: give a model");
     let opened = open(args.model.as_deref().ok_or_else(missing)?)?;
-    let tokenizer = opened.tokenizer(args.date.unwrap_or_else(Date::today).moment())?;
+    let now = args.date.unwrap_or_else(Date::today).moment();
+    let tokenizer = opened.tokenizer_of(args.adapter.as_deref(), now)?;
     let prompt = prompt(args, &opened, tokenizer.as_ref())?;
     let most = room(args, &opened, prompt.len())?;
     let mut session = load_session(args, &opened, &machine, prompt.len(), most)?;
@@ -189,19 +190,15 @@ fn load_session(
     prompt: usize,
     most: usize,
 ) -> Result<Session, Error> {
-    let adapter =
-        args.adapter.as_deref().map(|folder| Ok::<_, Error>((Adapter::read(folder)?, folder)));
-    let adapter = adapter.transpose()?;
+    let read = |folder| Ok::<_, Error>((opened.adapter(folder, args.foreign)?, folder));
+    let adapter = args.adapter.as_deref().map(read).transpose()?;
     let device = machine.open()?;
     let (config, weights) = (opened.config.clone(), Some(&opened.weights));
     let residence = opened.residence(args.device.weights, machine.budget);
     let mut decoder = load(&device, config, weights, args.base.quantization(), residence)?;
     let index = match &adapter {
         None => Index::default(),
-        Some((adapter, folder)) => {
-            tell_unknown(adapter, folder);
-            lora::attach_adapter(&mut decoder, adapter, folder, 0.0)?.index
-        }
+        Some((adapter, folder)) => lora::attach_adapter(&mut decoder, adapter, folder, 0.0)?.index,
     };
     let mut session = session(device.clone(), decoder, index, prompt, prompt + most)?;
     if let Some((adapter, _)) = &adapter {

@@ -4,23 +4,68 @@
 //! targets, so tokenizer and template count too), the settings. They tell another run from this
 //! one; they are no defence against intent.
 
+use std::fmt;
 use std::path::Path;
 
+use qlora_train::checkpoint::adapter::Provenance;
 use qlora_train::checkpoint::digest::Digest;
-use qlora_train::data::Example;
+use qlora_train::data::{Example, Tokenizer};
 use qlora_train::error::Error;
+use qlora_train::model::fingerprint::fingerprint;
+use qlora_train::train::checkpoints::PROGRAM;
 
 use super::opened::Opened;
 
-/// The identity of a run.
-///
-/// # Errors
-/// A file of the model cannot be read.
-pub fn identity(opened: &Opened, examples: &[Example], settings: &str) -> Result<String, Error> {
-    let (model, data) = (model(opened)?, data(examples));
-    let mut of_settings = Digest::default();
-    of_settings.part(settings.as_bytes());
-    Ok(format!("model {model:016x}, data {data:016x}, settings {:016x}", of_settings.value()))
+/// The identity of a run, in digests.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    model: u64,
+    data: u64,
+    settings: u64,
+}
+
+impl Identity {
+    /// Of a run on `examples`.
+    ///
+    /// # Errors
+    /// A file of the model cannot be read.
+    pub fn of(opened: &Opened, examples: &[Example], settings: &str) -> Result<Self, Error> {
+        let settings = of_text(settings);
+        Ok(Self { model: model(opened)?, data: data(examples), settings })
+    }
+
+    /// What the adapter of the run says of where it comes from.
+    ///
+    /// # Errors
+    /// A model without dense embeddings.
+    pub fn provenance(
+        &self,
+        opened: &Opened,
+        tokenizer: Option<&Tokenizer>,
+    ) -> Result<Provenance, Error> {
+        let hex = |digest: u64| Some(format!("{digest:016x}"));
+        let template = tokenizer.and_then(Tokenizer::chat_template);
+        Ok(Provenance {
+            base: Some(fingerprint(&opened.config, &opened.weights)?),
+            data: hex(self.data),
+            template: template.and_then(|template| hex(of_text(template.source()))),
+            program: Some(PROGRAM.to_owned()),
+        })
+    }
+}
+
+impl fmt::Display for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { model, data, settings } = self;
+        write!(f, "model {model:016x}, data {data:016x}, settings {settings:016x}")
+    }
+}
+
+/// The digest of a text.
+pub fn of_text(text: &str) -> u64 {
+    let mut digest = Digest::default();
+    digest.part(text.as_bytes());
+    digest.value()
 }
 
 fn model(opened: &Opened) -> Result<u64, Error> {

@@ -10,9 +10,9 @@ use qlora_train::data::{ExplainedToken, explain};
 use qlora_train::error::{Error, Place, escape};
 use serde_json::{Value, json};
 
+use super::corpus::tell_length;
 use super::flags::DataFlags;
 use super::opened::open;
-use super::train::tell_length;
 use super::values::{Date, whole};
 use super::{output, told};
 

@@ -16,8 +16,11 @@ use qlora_train::optim::schedule::Schedule;
 use qlora_train::train::plan::{Job, Method, Plan};
 use qlora_train::train::steps::Length;
 
-use super::flags::{BatchFlags, MethodFlags, OptimizerFlags, TrainFlags, WeightsName};
+use super::flags::{
+    BatchFlags, ForeignFlags, MethodFlags, OptimizerFlags, TrainFlags, WeightsName,
+};
 use super::machine::Machine;
+use super::opened::Opened;
 use super::output;
 
 /// Where the trainable numbers come from.
@@ -117,11 +120,14 @@ impl Source {
         }
     }
 
-    /// Says what an adapter holds that is not understood.
-    pub fn tell(&self) {
-        if let Self::From { adapter, folder, .. } = self {
-            tell_unknown(adapter, folder);
-        }
+    /// Says what an adapter holds that is not understood, and refuses one of another base.
+    ///
+    /// # Errors
+    /// As [`Opened::adapter`].
+    pub fn check(&self, opened: &Opened, foreign: ForeignFlags) -> Result<(), Error> {
+        let Self::From { adapter, folder, .. } = self else { return Ok(()) };
+        tell_unknown(adapter, folder);
+        opened.check_base(adapter, folder, foreign)
     }
 }
 

@@ -26,8 +26,7 @@ use qlora_train::quant::{self, Kind};
 use rayon::prelude::*;
 use serde_json::{Map, Value};
 
-use super::flags::{BaseFlags, DeviceFlags};
-use super::job::tell_unknown;
+use super::flags::{BaseFlags, DeviceFlags, ForeignFlags};
 use super::opened::{Opened, open};
 use super::quantize::groups;
 use super::table::mib;
@@ -54,6 +53,8 @@ pub struct MergeArgs {
     #[arg(long, value_name = "FILE.toml")]
     config: Option<PathBuf>,
     #[command(flatten)]
+    foreign: ForeignFlags,
+    #[command(flatten)]
     base: BaseFlags,
     #[command(flatten)]
     device: DeviceFlags,
@@ -69,8 +70,7 @@ pub fn run(args: &MergeArgs) -> anyhow::Result<()> {
     let opened = open(args.model.as_deref().ok_or_else(|| missing("MODEL"))?)?;
     let adapter_folder = args.adapter.as_deref().ok_or_else(|| missing("--adapter"))?;
     let path = args.output.as_deref().ok_or_else(|| missing("--output"))?;
-    let adapter = Adapter::read(adapter_folder)?;
-    tell_unknown(&adapter, adapter_folder);
+    let adapter = opened.adapter(adapter_folder, args.foreign)?;
     let merge = Merge {
         shapes: shapes(&opened, &adapter, adapter_folder)?,
         opened: &opened,

@@ -11,6 +11,7 @@ mod card;
 mod check;
 mod config_file;
 mod copies;
+mod corpus;
 mod demo;
 mod doctor;
 mod eval;

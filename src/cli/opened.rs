@@ -1,7 +1,8 @@
 //! MODEL: its files found, its configuration read, its tensors mapped, its tokenizer loaded.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use qlora_train::checkpoint::adapter::Adapter;
 use qlora_train::checkpoint::bitsandbytes;
 use qlora_train::checkpoint::location::ModelFiles;
 use qlora_train::checkpoint::tensors::TensorFile;
@@ -9,11 +10,14 @@ use qlora_train::checkpoint::weights::Weights;
 use qlora_train::data::Moment;
 use qlora_train::data::Tokenizer;
 use qlora_train::data::TokenizerFiles;
-use qlora_train::error::{Error, Place};
+use qlora_train::error::{Error, Place, escape};
 use qlora_train::model::config::Config;
+use qlora_train::model::fingerprint::fingerprint;
 use qlora_train::model::load::Residence;
 
-use super::flags::WeightsName;
+use super::flags::{ForeignFlags, WeightsName};
+use super::job::tell_unknown;
+use super::output;
 
 /// A model whose header and configuration have been read; no number of it has.
 pub struct Opened {
@@ -57,17 +61,97 @@ impl Opened {
     /// # Errors
     /// A file that is damaged, or that does not fit the model.
     pub fn tokenizer(&self, now: Moment) -> Result<Option<Tokenizer>, Error> {
-        let Ok(tokenizer_json) = self.files.tokenizer() else {
-            return Ok(None);
-        };
-        let files = TokenizerFiles {
-            tokenizer_json,
+        let files = self.tokenizer_files();
+        files.map(|files| Tokenizer::load(&files, self.config.vocab, now)).transpose()
+    }
+
+    fn tokenizer_files(&self) -> Option<TokenizerFiles> {
+        Some(TokenizerFiles {
+            tokenizer_json: self.files.tokenizer().ok()?,
             tokenizer_config: self.files.tokenizer_config.clone(),
             special_tokens_map: self.files.special_tokens_map.clone(),
             generation_config: self.files.generation_config.clone(),
             chat_template: self.files.chat_template.clone(),
+        })
+    }
+
+    /// The adapter in `folder`, which must have been trained on this model if it says on which.
+    ///
+    /// # Errors
+    /// An adapter that cannot be read, or that is another model's, unless `foreign` takes those too.
+    pub fn adapter(&self, folder: &Path, foreign: ForeignFlags) -> Result<Adapter, Error> {
+        let adapter = Adapter::read(folder)?;
+        tell_unknown(&adapter, folder);
+        self.check_base(&adapter, folder, foreign)?;
+        Ok(adapter)
+    }
+
+    /// Refuses an adapter of another model.
+    ///
+    /// # Errors
+    /// As [`adapter`](Self::adapter).
+    pub fn check_base(
+        &self,
+        adapter: &Adapter,
+        folder: &Path,
+        ForeignFlags { any_base }: ForeignFlags,
+    ) -> Result<(), Error> {
+        let Some(theirs) = &adapter.provenance.base else { return Ok(()) };
+        let ours = fingerprint(&self.config, &self.weights)?;
+        if ours == *theirs {
+            return Ok(());
+        }
+        let name = adapter.config.base_model.as_deref().unwrap_or("another model");
+        let what = format!("was trained on {} and not on {}", escape(name), escape(&self.name));
+        match any_base {
+            true => output::warn(format_args!("{}: {what}", folder.display())),
+            false => {
+                let what = format!("{what}: give that model, or take it as it is with --any-base");
+                return Err(Error::input(folder, what));
+            }
+        }
+        Ok(())
+    }
+
+    /// The tokenizer with the chat template that an adapter was trained with, where it brings its own;
+    /// says so if it is another one than the model's.
+    ///
+    /// # Errors
+    /// As [`tokenizer`](Self::tokenizer).
+    pub fn tokenizer_of(
+        &self,
+        adapter: Option<&Path>,
+        now: Moment,
+    ) -> Result<Option<Tokenizer>, Error> {
+        let own = |name: &str| adapter.map(|folder| folder.join(name)).filter(|p| p.is_file());
+        let (template, config) = (own("chat_template.jinja"), own("tokenizer_config.json"));
+        let differs = |theirs: &Option<PathBuf>, ours: &Option<PathBuf>| {
+            let read =
+                |path: &Option<PathBuf>| path.as_ref().and_then(|path| std::fs::read(path).ok());
+            theirs.is_some() && read(theirs) != read(ours)
         };
-        Tokenizer::load(&files, self.config.vocab, now).map(Some)
+        let ours = &self.files;
+        if !differs(&template, &ours.chat_template) && !differs(&config, &ours.tokenizer_config) {
+            return self.tokenizer(now);
+        }
+        let Some(files) = self.tokenizer_files() else { return Ok(None) };
+        let with = TokenizerFiles {
+            chat_template: template.or(files.chat_template),
+            tokenizer_config: config.or(files.tokenizer_config),
+            ..files
+        };
+        let theirs = Tokenizer::load(&with, self.config.vocab, now)?;
+        let source =
+            |tokenizer: &Tokenizer| tokenizer.chat_template().map(|t| t.source().to_owned());
+        if let (Some(adapter), Some(model)) = (adapter, self.tokenizer(now)?)
+            && source(&model) != source(&theirs)
+        {
+            output::warn(format_args!(
+                "{}: brings a chat template of its own, which is used: the model has another one",
+                adapter.display()
+            ));
+        }
+        Ok(Some(theirs))
     }
 
     /// Whether linear weights are in four bits already.

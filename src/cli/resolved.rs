@@ -24,7 +24,8 @@ pub struct Resolved<'a> {
 }
 
 /// Settings that no number of the run depends on, or that its data and steps stand for.
-const WITHOUT_EFFECT: [&str; 16] = [
+const WITHOUT_EFFECT: [&str; 18] = [
+    "any_base",
     "data",
     "date",
     "device",
@@ -40,6 +41,7 @@ const WITHOUT_EFFECT: [&str; 16] = [
     "output_dir",
     "save_steps",
     "threads",
+    "warmup_steps",
     "weights",
 ];
 
@@ -53,13 +55,10 @@ pub fn file(args: &TrainArgs, resolved: &Resolved) -> String {
 }
 
 /// The settings that numbers depend on, for the identity of the run. A run may become longer: how many
-/// steps it has is no part of it, nor what follows from that.
+/// steps it has is no part of it, nor in how many of them the learning rate rises.
 pub fn numbers(args: &TrainArgs, resolved: &Resolved) -> String {
     let mut table = table(args, resolved);
     table.retain(|key, _| !WITHOUT_EFFECT.contains(&key));
-    if args.flags.optimizer.warmup_steps.is_none() {
-        table.remove("warmup_steps");
-    }
     table.to_string()
 }
 
@@ -83,6 +82,7 @@ fn add_method(table: &mut Table, flags: &TrainFlags, source: &Source) {
     let mut set = |key: &str, value: Value| table.insert(key.to_owned(), value);
     set("method", spelled(flags.method.method).into());
     set("lora_dropout", flags.method.lora_dropout.into());
+    set("any_base", flags.method.foreign.any_base.into());
     match source {
         Source::New(settings) => {
             let targets = flags.method.target_modules.clone();

@@ -10,8 +10,7 @@ use std::sync::atomic::AtomicI32;
 use clap::Args;
 use qlora_train::checkpoint::adapter::AdapterConfig;
 use qlora_train::checkpoint::atomic;
-use qlora_train::data::Tokenizer;
-use qlora_train::data::{Dataset, Policy};
+use qlora_train::data::{MicroBatch, Row};
 use qlora_train::device::cpu::SCRATCH;
 use qlora_train::error::{Error, Place};
 use qlora_train::methods::lora::{self, Attached};
@@ -19,25 +18,24 @@ use qlora_train::model::load::load;
 use qlora_train::model::tokens::Limits;
 use qlora_train::model::workspace::Purpose;
 use qlora_train::train::checkpoints::{self, Found};
-use qlora_train::train::evaluate;
-use qlora_train::train::export::write_adapter;
+use qlora_train::train::export::{Effect, Form, verify, write_adapter};
 use qlora_train::train::metrics::Summary;
 use qlora_train::train::plan::{Plan, plan};
 use qlora_train::train::run::{Routine, Run};
 use qlora_train::train::session::Session;
 use qlora_train::train::steps::Steps;
 
+use super::corpus::Corpus;
 use super::flags::{BatchFlags, TrainFlags};
-use super::identity::identity;
-use super::job::{Source, first_that_fits, job, larger, tell_split};
+use super::identity::Identity;
+use super::job::{Source, first_that_fits, job, tell_split};
 use super::machine::{Machine, available_memory};
 use super::opened::{Opened, open};
 use super::progress::Progress;
 use super::resolved::{self, Resolved};
 use super::run_folder::{RunFolder, SETTINGS_FILE};
 use super::table::{self, grouped, mib};
-use super::values::Date;
-use super::{card, copies, output, profile, signals, told};
+use super::{card, copies, output, profile, signals};
 
 /// Flags of a training run.
 #[derive(Debug, Clone, Args)]
@@ -66,15 +64,16 @@ pub fn run(args: &TrainArgs) -> anyhow::Result<()> {
     let machine = flags.device.machine()?;
     let opened = open(named_model(args)?)?;
     let source = flags.method.source()?;
+    source.check(&opened, flags.method.foreign)?;
     let mut folder = RunFolder::take(&flags.output.output_dir, flags.output.resume.as_ref())?;
     machine.tell();
-    source.tell();
     let corpus = Corpus::load(args, &opened, folder.date())?;
     let Fitted { args, steps, limits, plan } =
         fit(args, &corpus, &opened, &source, &machine, &folder)?;
     tell_plan(&plan)?;
     signals::check(&stop)?;
-    let task = Task { args: &args, machine, opened, source, corpus: &corpus, limits, plan };
+    let total = steps.total();
+    let task = Task { args: &args, machine, opened, source, corpus: &corpus, limits, plan, total };
     task.train(steps, &mut folder, &stop)
 }
 
@@ -122,16 +121,21 @@ struct Task<'a> {
     corpus: &'a Corpus,
     limits: Limits,
     plan: Plan,
+    /// Optimizer steps.
+    total: u64,
 }
 
 impl Task<'_> {
     fn train(&self, steps: Steps, folder: &mut RunFolder, stop: &AtomicI32) -> anyhow::Result<()> {
-        let (flags, total) = (&self.args.flags, steps.total());
+        let (flags, total) = (&self.args.flags, self.total);
         let resolved = self.resolved(total);
         let settings = resolved::numbers(self.args, &resolved);
-        let identity = identity(&self.opened, &self.corpus.train.examples, &settings)?;
+        let identity = Identity::of(&self.opened, &self.corpus.train.examples, &settings)?;
+        let provenance = identity.provenance(&self.opened, self.corpus.tokenizer.as_ref())?;
+        let identity = identity.to_string();
         let found = find_checkpoint(flags, folder, &identity, total)?;
-        let (session, adapter) = self.load()?;
+        let (session, config) = self.load()?;
+        let form = Form { config, provenance };
         let moments = flags.optimizer.optimizer.moments();
         let optimizer = session.optimizer(flags.optimizer.settings(), moments, self.plan.paging)?;
         signals::check(stop)?;
@@ -144,7 +148,7 @@ impl Task<'_> {
             steps,
             eval: self.corpus.eval.as_ref().map_or(&[], |eval| &eval.examples),
             routine: self.routine(total, identity),
-            adapter: adapter.clone(),
+            adapter: form.clone(),
             output: &flags.output.output_dir,
             files: &self.args.data,
         };
@@ -157,9 +161,34 @@ impl Task<'_> {
         if let Some(Err(error)) = profile.as_ref().map(|path| profile::finish(&device, path)) {
             output::warn(error);
         }
-        let (session, summary) = done?;
-        write_results(folder, &self.opened, &session, &adapter, &summary)?;
+        let (mut session, summary) = done?;
+        write_results(folder, &self.opened, &session, &form, &summary)?;
+        self.verify(folder, &mut session)?;
         tell_summary(&summary, &self.plan, folder)
+    }
+
+    /// Reads the adapter back as everybody does, and tells what it does.
+    fn verify(&self, folder: &RunFolder, session: &mut Session) -> Result<(), Error> {
+        let Some(example) = self.corpus.shortest(self.limits) else { return Ok(()) };
+        let micro = MicroBatch::new(std::slice::from_ref(example), &[Row { examples: vec![0] }]);
+        let effect = verify(folder.path(), session, &micro)?;
+        let place = example.origin.place(&self.args.data);
+        if effect.changes {
+            let Effect { without, with, .. } = effect;
+            output::note(format_args!(
+                "adapter read back and verified; loss of {place}: {without:.4} without it, {with:.4} with it"
+            ));
+            return Ok(());
+        }
+        // A schedule that starts at 0 leaves the adapter of a single step as it was.
+        let schedule = self.args.flags.optimizer.schedule(self.total);
+        if (1..=self.total).all(|step| schedule.rate(step) == 0.0) {
+            output::warn("the learning rate of every step was 0: the adapter changes nothing");
+            return Ok(());
+        }
+        let what = "the adapter changes nothing: no update has reached the model's outputs; see \
+                    `qlora-train check`";
+        Err(Error::input(folder.path(), what))
     }
 
     fn resolved(&self, total: u64) -> Resolved<'_> {
@@ -218,69 +247,6 @@ fn named_model(args: &TrainArgs) -> Result<&str, Error> {
     args.model.as_deref().ok_or_else(|| missing("MODEL"))
 }
 
-/// All records as tokens.
-struct Corpus {
-    seq_len: usize,
-    /// What chat templates were told.
-    date: Date,
-    train: Dataset,
-    eval: Option<Dataset>,
-}
-
-impl Corpus {
-    /// Reads the data; `before` is the day that an earlier run's templates were told.
-    fn load(args: &TrainArgs, opened: &Opened, before: Option<Date>) -> Result<Self, Error> {
-        let flags = &args.flags;
-        let date = flags.data.date.or(before).unwrap_or_else(Date::today);
-        let tokenizer = opened.tokenizer(date.moment())?;
-        let seq_len = flags.data.seq_len.unwrap_or_else(|| opened.usual_length());
-        tell_length(seq_len, opened);
-        let policy = Policy {
-            seq_len,
-            vocab_size: opened.config.vocab,
-            train_on: flags.data.train_on.train_on(),
-        };
-        let train = told::load(&args.data, opened, tokenizer.as_ref(), &policy)?;
-        told::tell("data", &train.report, tokenizer.as_ref());
-        told::tell_example(&args.data, &train.examples[0], tokenizer.as_ref());
-        let eval = Self::load_eval(flags, opened, tokenizer.as_ref(), &policy)?;
-        Ok(Self { seq_len, date, train, eval })
-    }
-
-    fn load_eval(
-        flags: &TrainFlags,
-        opened: &Opened,
-        tokenizer: Option<&Tokenizer>,
-        policy: &Policy,
-    ) -> Result<Option<Dataset>, Error> {
-        if flags.output.eval_data.is_empty() {
-            if flags.output.eval_steps.is_some() {
-                let what = "there is nothing to evaluate: give --eval-data too";
-                return Err(Error::input(Place::flag("--eval-steps"), what));
-            }
-            return Ok(None);
-        }
-        let eval = told::load(&flags.output.eval_data, opened, tokenizer, policy)?;
-        told::tell("evaluation data", &eval.report, tokenizer);
-        Ok(Some(eval))
-    }
-
-    /// The largest micro-batch of training and of evaluation.
-    fn limits(&self, steps: &Steps) -> Limits {
-        let train = steps.limits();
-        let eval = self.eval.as_ref().map(|eval| evaluate::limits(&eval.examples, self.seq_len));
-        eval.map_or(train, |eval| larger(train, eval))
-    }
-}
-
-/// Warns where sequences may be longer than the model was made for.
-pub fn tell_length(seq_len: usize, opened: &Opened) {
-    let most = opened.config.max_positions;
-    if seq_len > most {
-        output::warn(format_args!("--seq-len {seq_len}: the model was made for {most} tokens"));
-    }
-}
-
 fn tell_plan(plan: &Plan) -> Result<(), Error> {
     output::note(table::plan(plan));
     if plan.fits() {
@@ -323,10 +289,11 @@ fn find_checkpoint(
                 found.state.global_step,
                 found.folder.display()
             ));
-            if found.state.total_steps != total {
+            let (had, warmup) = (found.state.total_steps, flags.optimizer.schedule(total).warmup);
+            if (had, found.state.warmup_steps) != (total, warmup) {
                 output::note(format_args!(
-                    "the run has {total} steps now and had {}: the learning rate follows its new length",
-                    found.state.total_steps
+                    "the run has {total} steps now and had {had}: the learning rate follows, \
+                     with a warm-up of {warmup} steps"
                 ));
             }
         }
@@ -372,12 +339,12 @@ fn write_results(
     folder: &mut RunFolder,
     opened: &Opened,
     session: &Session,
-    adapter: &AdapterConfig,
+    form: &Form,
     summary: &Summary,
 ) -> Result<(), Error> {
     copies::tokenizer(&opened.files, |name| folder.file(name))?;
-    atomic::write_bytes(&folder.file("README.md"), card::card(adapter, summary))?;
-    write_adapter(folder.path(), &session.device, &session.params, adapter)?;
+    atomic::write_bytes(&folder.file("README.md"), card::card(&form.config, summary))?;
+    write_adapter(folder.path(), &session.device, &session.params, form)?;
     folder.keep();
     Ok(())
 }

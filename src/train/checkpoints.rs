@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::checkpoint::adapter::{self, Adapter, AdapterConfig};
+use crate::checkpoint::adapter::{self, Adapter};
 use crate::checkpoint::atomic;
 use crate::checkpoint::digest::Digest;
 use crate::checkpoint::tensors::{DType, TensorFile};
@@ -24,7 +24,7 @@ use crate::optim::adamw::AdamW;
 use crate::optim::shelf::Shelf;
 use crate::params::Params;
 
-use super::export::write_adapter;
+use super::export::{Form, write_adapter};
 use super::guard::Seen;
 
 /// How the files of a checkpoint are laid out: another number is another way.
@@ -51,6 +51,8 @@ pub struct State {
     pub global_step: u64,
     /// Optimizer steps that the run was to have.
     pub total_steps: u64,
+    /// In how many of them the learning rate rises.
+    pub warmup_steps: u64,
     /// Tokens that went in.
     pub num_input_tokens_seen: u64,
     /// Supervised ones among them.
@@ -96,7 +98,7 @@ pub fn save(
     device: &Device,
     params: &Params,
     optimizer: &AdamW,
-    config: &AdapterConfig,
+    form: &Form,
     state: &State,
     keep: usize,
 ) -> Result<(), Error> {
@@ -109,7 +111,7 @@ pub fn save(
         remove(&folder)?;
     }
     remove(&unfinished)?;
-    let written = write_files(&unfinished, device, params, optimizer, config, state)
+    let written = write_files(&unfinished, device, params, optimizer, form, state)
         .and_then(|()| Found::read(&unfinished, &state.identity))
         .and_then(|found| found.holds(device, params));
     if let Err(error) = written {
@@ -144,11 +146,11 @@ fn write_files(
     device: &Device,
     params: &Params,
     optimizer: &AdamW,
-    config: &AdapterConfig,
+    form: &Form,
     state: &State,
 ) -> Result<(), Error> {
     std::fs::create_dir(folder).map_err(Error::io(folder))?;
-    write_adapter(folder, device, params, config)?;
+    write_adapter(folder, device, params, form)?;
     write_moments(&folder.join(OPTIMIZER_FILE), device, optimizer)?;
     let text = serde_json::to_string_pretty(state).expect("a state is plain data");
     atomic::write_bytes(&folder.join(STATE_FILE), text + "\n")?;

@@ -4,7 +4,6 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::Instant;
 
-use crate::checkpoint::adapter::AdapterConfig;
 use crate::data::{Example, MicroBatch, Row};
 use crate::error::{Error, Place};
 use crate::ops::dropout::Draw;
@@ -13,6 +12,7 @@ use crate::optim::schedule::Schedule;
 
 use super::checkpoints::{self, Found, State};
 use super::evaluate::evaluate;
+use super::export::Form;
 use super::guard::{Reason, Seen};
 use super::metrics::{EvalMetrics, MetricsFile, SkippedMetrics, StepMetrics, Summary};
 use super::session::Session;
@@ -74,7 +74,7 @@ pub struct Run<'a> {
     /// How.
     pub routine: Routine,
     /// The adapter as its file describes it.
-    pub adapter: AdapterConfig,
+    pub adapter: Form,
     /// The output folder, which exists.
     pub output: &'a Path,
     /// The files of the data, in the order in which records count them.
@@ -158,6 +158,7 @@ impl Run<'_> {
             return Ok(State {
                 global_step: 0,
                 total_steps: self.steps.total(),
+                warmup_steps: self.routine.schedule.warmup,
                 num_input_tokens_seen: 0,
                 num_supervised_tokens_seen: 0,
                 first_loss: 0.0,
@@ -169,7 +170,8 @@ impl Run<'_> {
         };
         let Session { device, params, .. } = &mut self.session;
         found.restore(device, params, &mut self.optimizer)?;
-        Ok(State { total_steps: self.steps.total(), ..found.state.clone() })
+        let (total_steps, warmup_steps) = (self.steps.total(), self.routine.schedule.warmup);
+        Ok(State { total_steps, warmup_steps, ..found.state.clone() })
     }
 
     /// Computes the gradient of step `step`, and applies it if its numbers allow.

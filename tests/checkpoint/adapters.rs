@@ -3,7 +3,7 @@
 use std::fs;
 
 use qlora_train::checkpoint::adapter::{
-    self, Adapter, AdapterConfig, AdapterTensor, Scaling, TargetModules,
+    self, Adapter, AdapterConfig, AdapterTensor, Provenance, Scaling, TargetModules,
 };
 use qlora_train::checkpoint::tensors::DType;
 
@@ -33,7 +33,7 @@ fn an_adapter_comes_back_as_it_was_written() {
         AdapterTensor { name: &name_a, shape: &[2, 3], values: &a },
         AdapterTensor { name: &name_b, shape: &[1, 2], values: &b },
     ];
-    adapter::write(out.path(), &lora_config(), &tensors).unwrap();
+    adapter::write(out.path(), (&lora_config(), &Provenance::default()), &tensors).unwrap();
     let read = Adapter::read(out.path()).unwrap();
     assert_eq!(read.config, lora_config());
     let pair = &read.modules["model.layers.0.self_attn.q"];

@@ -14,6 +14,7 @@ mod gpu;
 mod mistakes;
 mod results;
 mod runs;
+mod trust;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_qlora-train");
 
@@ -28,6 +29,11 @@ fn model() -> String {
 
 fn data() -> String {
     fixture("curve/data.jsonl")
+}
+
+/// The demo's model has a tokenizer and a chat template.
+fn demo(name: &str) -> String {
+    format!("{}/src/demo/{name}", env!("CARGO_MANIFEST_DIR"))
 }
 
 /// A scratch folder in which the program runs.

@@ -4,7 +4,7 @@ use std::fs;
 
 use serde_json::Value;
 
-use crate::{Place, QUICK, data, fixture, metrics, model, refusal, stderr};
+use crate::{Place, QUICK, data, demo, fixture, metrics, model, refusal, stderr};
 
 #[test]
 fn the_resolved_settings_repeat_the_run_bit_for_bit() {
@@ -60,11 +60,8 @@ fn a_quantized_folder_trains_to_the_same_bytes_as_the_model() {
         place.train(ours, &flags);
         place.ok(&[&[store, &data, "--output-dir", theirs][..], &QUICK].concat());
         let file = "adapter_model.safetensors";
-        assert_eq!(
-            place.bytes(&format!("{ours}/{file}")),
-            place.bytes(&format!("{theirs}/{file}")),
-            "{quantization}"
-        );
+        let bytes = |folder: &str| place.bytes(&format!("{folder}/{file}"));
+        assert!(bytes(ours) == bytes(theirs), "{quantization}");
         // Read when its turn comes, and for every micro-batch again where one lane is all that fits.
         let profile = ["--profile", "profile.json"];
         let streamed = ["--output-dir", "streamed", "--weights", "streamed"];
@@ -322,11 +319,6 @@ fn a_plan_needs_no_more_than_a_configuration() {
     for label in ["base weights", "activations", "optimizer moments", "adapter values"] {
         assert_eq!(of(&alone, label), of(&whole, label), "{label}");
     }
-}
-
-/// The demo's model has a tokenizer and a chat template.
-fn demo(name: &str) -> String {
-    format!("{}/src/demo/{name}", env!("CARGO_MANIFEST_DIR"))
 }
 
 #[test]

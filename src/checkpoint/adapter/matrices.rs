@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::{AdapterConfig, PREFIX, TENSOR_FILE, tensor_names};
+use super::{AdapterConfig, PREFIX, Provenance, TENSOR_FILE, tensor_names};
 use crate::checkpoint::tensors::{Tensor, TensorFile};
 use crate::error::{Error, Place};
 
@@ -26,7 +26,7 @@ pub struct LoraPair {
 pub(super) fn read(
     folder: &Path,
     config: &AdapterConfig,
-) -> Result<BTreeMap<String, LoraPair>, Error> {
+) -> Result<(BTreeMap<String, LoraPair>, Provenance), Error> {
     let path = folder.join(TENSOR_FILE);
     if !path.exists() {
         return Err(Error::input(&path, why_missing(folder)));
@@ -42,7 +42,7 @@ pub(super) fn read(
     if modules.is_empty() {
         return Err(Error::input(file.path(), "holds no LoRA matrices"));
     }
-    Ok(modules)
+    Ok((modules, Provenance::of(file.metadata())))
 }
 
 fn why_missing(folder: &Path) -> &'static str {

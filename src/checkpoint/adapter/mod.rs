@@ -7,12 +7,14 @@
 mod config;
 mod fields;
 mod matrices;
+mod provenance;
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
 pub use config::{AdapterConfig, Scaling, TargetModules};
 pub use matrices::LoraPair;
+pub use provenance::Provenance;
 
 use super::atomic;
 use super::tensors::DType;
@@ -35,6 +37,8 @@ pub struct Adapter {
     pub config: AdapterConfig,
     /// The matrices by module, named as in the base model (`model.layers.0.self_attn.q_proj`).
     pub modules: BTreeMap<String, LoraPair>,
+    /// What it was made from.
+    pub provenance: Provenance,
 }
 
 impl Adapter {
@@ -42,8 +46,8 @@ impl Adapter {
     /// tensor belongs to a pair, shapes fit the rank, every number is finite.
     pub fn read(folder: &Path) -> Result<Self, Error> {
         let config = AdapterConfig::read(&folder.join(CONFIG_FILE))?;
-        let modules = matrices::read(folder, &config)?;
-        Ok(Self { config, modules })
+        let (modules, provenance) = matrices::read(folder, &config)?;
+        Ok(Self { config, modules, provenance })
     }
 }
 
@@ -62,12 +66,13 @@ pub struct AdapterTensor<'a> {
 /// a folder with a configuration has its tensors.
 pub fn write(
     folder: &Path,
-    config: &AdapterConfig,
+    (config, provenance): (&AdapterConfig, &Provenance),
     tensors: &[AdapterTensor<'_>],
 ) -> Result<(), Error> {
     let specs = tensors.iter().map(|t| TensorSpec::new(t.name, DType::F32, t.shape)).collect();
     let path = folder.join(TENSOR_FILE);
-    let mut writer = TensorWriter::create(&path, vec![specs], Align::Packed)?;
+    let mut writer =
+        TensorWriter::create_with(&path, vec![specs], Align::Packed, &provenance.metadata())?;
     for tensor in tensors {
         writer.write_f32(tensor.name, tensor.values)?;
     }

@@ -1,0 +1,197 @@
+//! What a run proves, refuses and leaves out.
+
+use std::fs;
+
+use serde_json::Value;
+
+use crate::{Place, QUICK, data, demo, metrics, model, refusal, stderr};
+
+/// A copy of the model, in which `spoil` changes the f32 numbers of tensors.
+fn spoilt(place: &Place, name: &str, spoil: impl Fn(&str, &mut [u8])) -> String {
+    let to = place.path(name);
+    fs::create_dir(&to).unwrap();
+    for entry in fs::read_dir(model()).unwrap() {
+        let entry = entry.unwrap();
+        fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+    }
+    let path = to.join("model.safetensors");
+    let mut bytes = fs::read(&path).unwrap();
+    let head = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let header: Value = serde_json::from_slice(&bytes[8..8 + head]).unwrap();
+    for (tensor, entry) in header.as_object().unwrap() {
+        let Some(offsets) = entry["data_offsets"].as_array() else { continue };
+        let offset = |i: usize| 8 + head + offsets[i].as_u64().unwrap() as usize;
+        spoil(tensor, &mut bytes[offset(0)..offset(1)]);
+    }
+    fs::write(&path, bytes).unwrap();
+    to.to_str().unwrap().to_owned()
+}
+
+/// A record that ends with the token 5, or another one.
+fn record(poisoned: bool, number: usize) -> String {
+    let mut ids: Vec<usize> = (0..12).map(|i| 6 + (number * 7 + i * 5) % 50).collect();
+    if poisoned {
+        ids[11] = 5;
+    }
+    format!("{}\n", serde_json::json!({ "input_ids": ids }))
+}
+
+/// The model, made so that nothing can be so unlikely as the token 5: where it is to be learned, the loss is
+/// infinite. The first number of each embedding is large, and that of the head's row for 5 far below zero.
+fn poisonous(place: &Place) -> String {
+    const ROW: usize = 64 * 4;
+    spoilt(place, "poisonous", |tensor, bytes| match tensor {
+        "model.embed_tokens.weight" => {
+            let rows = bytes.chunks_mut(ROW);
+            rows.for_each(|row| row[..4].copy_from_slice(&100.0_f32.to_le_bytes()));
+        }
+        "lm_head.weight" => {
+            bytes[5 * ROW..5 * ROW + 4].copy_from_slice(&(-3e38_f32).to_le_bytes());
+        }
+        _ => (),
+    })
+}
+
+#[test]
+fn a_record_that_overflows_costs_its_step_and_is_named() {
+    let place = Place::new();
+    let model = poisonous(&place);
+    let records: String = (0..8).map(|i| record(i == 5, i)).collect();
+    let data = place.write("data.jsonl", &records);
+    let arguments = ["--output-dir", "out", "--no-shuffle", "--no-packing", "--grad-accum", "2"];
+    let output = place.run(&[&[&model[..], &data], &arguments[..]].concat());
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let told = stderr(&output);
+    assert!(told.contains("step 3 is left out: loss"), "{told}");
+    assert!(told.contains("data.jsonl: line 6"), "{told}");
+    let lines = metrics(&place.path("out/metrics.jsonl"));
+    let skipped: Vec<&Value> = lines.iter().filter(|line| line["skipped"] == true).collect();
+    assert_eq!(skipped.len(), 1);
+    assert!(skipped[0]["records"][0].as_str().unwrap().ends_with("line 6"), "{skipped:?}");
+    assert_eq!(lines.last().unwrap()["skipped_steps"], 1);
+    // What was learned is finite: the adapter is read.
+    place.loss(&[
+        "eval",
+        &model,
+        &place.write("e.jsonl", &record(false, 1)),
+        "--adapter",
+        "out",
+        "--json",
+    ]);
+}
+
+#[test]
+fn too_many_steps_that_cannot_be_applied_end_the_run_with_a_checkpoint_of_those_before() {
+    let place = Place::new();
+    let model = poisonous(&place);
+    let records: String = (0..8).map(|i| record(i >= 3, i)).collect();
+    let data = place.write("data.jsonl", &records);
+    let flags = ["--no-shuffle", "--no-packing", "--grad-accum", "1", "--max-skipped-steps", "3"];
+    let run = |more: &[&str]| {
+        place.run(&[&[&model[..], &data, "--output-dir", "out"], &flags[..], more].concat())
+    };
+    let output = run(&[]);
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    assert!(refusal(&output).contains("data.jsonl: line 6: step 6"), "{}", stderr(&output));
+    assert!(place.path("out/checkpoint-6/adapter_model.safetensors").is_file());
+    assert!(!place.path("out/adapter_model.safetensors").exists());
+    // Nothing has changed: it stops where it stopped before, or one later.
+    let output = run(&["--resume", "auto"]);
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    assert!(refusal(&output).contains("line 7: step 7"), "{}", stderr(&output));
+}
+
+#[test]
+fn an_adapter_is_read_back_and_what_it_does_is_told() {
+    let place = Place::new();
+    let (model, data) = (model(), data());
+    let output = place.run(&[&[&model[..], &data, "--output-dir", "out"], &QUICK[..]].concat());
+    assert!(
+        stderr(&output).contains("adapter read back and verified; loss of"),
+        "{}",
+        stderr(&output)
+    );
+    // One step at a learning rate that starts from 0 changes nothing, and says so.
+    let output = place.run(&[&model, &data, "--output-dir", "one", "--max-steps", "1"]);
+    assert_eq!(output.status.code(), Some(0));
+    assert!(stderr(&output).contains("the adapter changes nothing"), "{}", stderr(&output));
+}
+
+#[test]
+fn an_adapter_is_used_on_its_own_base_only_unless_told_otherwise() {
+    let (place, model, data) = (Place::new(), model(), data());
+    place.train("out", &[]);
+    let other = spoilt(&place, "other", |tensor, bytes| {
+        if tensor == "model.norm.weight" {
+            bytes[2] ^= 1;
+        }
+    });
+    let commands: [&[&str]; 4] = [
+        &["eval", &other, &data, "--adapter", "out"],
+        &["generate", &other, "--prompt-ids", "1,2", "--adapter", "out"],
+        &["merge", &other, "--adapter", "out", "--output", "merged"],
+        &[&other, &data, "--init-adapter", "out", "--output-dir", "on"],
+    ];
+    for command in commands {
+        let output = place.run(command);
+        assert!(refusal(&output).contains("--any-base"), "{command:?}: {}", stderr(&output));
+        let output = place.run(&[command, &["--any-base"]].concat());
+        assert_eq!(output.status.code(), Some(0), "{command:?}: {}", stderr(&output));
+        assert!(stderr(&output).contains("warning: out: was trained on"), "{}", stderr(&output));
+    }
+    // A store in four bits of the same model is the same base.
+    place.ok(&["quantize", &model, "--output", "store"]);
+    place.ok(&["eval", "store", &data, "--adapter", "out"]);
+}
+
+#[test]
+fn the_chat_template_of_an_adapter_is_used_and_another_one_of_the_model_told() {
+    let (place, model, records) = (Place::new(), demo("model"), demo("valid.jsonl"));
+    place.ok(&[&model, &records, "--output-dir", "a", "--max-steps", "2"]);
+    let changed = place.path("changed");
+    fs::create_dir(&changed).unwrap();
+    for entry in fs::read_dir(&model).unwrap() {
+        let entry = entry.unwrap();
+        fs::copy(entry.path(), changed.join(entry.file_name())).unwrap();
+    }
+    let path = changed.join("tokenizer_config.json");
+    let mut config: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    let template = config["chat_template"].as_str().unwrap().to_owned();
+    config["chat_template"] = format!("Once upon a time{template}").into();
+    fs::write(&path, config.to_string()).unwrap();
+    let messages = place.write("m.json", r#"[{"role": "user", "content": "Hi"}]"#);
+    let run = |model: &str, more: &[&str]| {
+        let usual = ["generate", model, "--messages", &messages, "--json", "--max-new-tokens", "1"];
+        let output = place.run(&[&usual[..], more].concat());
+        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+        let result: Value = serde_json::from_slice(&output.stdout).unwrap();
+        (result["prompt_tokens"].clone(), stderr(&output))
+    };
+    let (trained, _) = run(&model, &["--adapter", "a"]);
+    let changed = changed.to_str().unwrap();
+    let (with, told) = run(changed, &["--adapter", "a"]);
+    assert_eq!(with, trained);
+    assert!(told.contains("warning: a: brings a chat template of its own"), "{told}");
+    let (without, told) = run(changed, &[]);
+    assert!(without != trained && !told.contains("chat template"), "{told}");
+}
+
+#[test]
+fn a_longer_run_goes_on_from_a_shorter_one_and_says_so() {
+    let place = Place::new();
+    let (model, data) = (model(), data());
+    let run = |more: &[&str]| {
+        let usual = [&model[..], &data, "--output-dir", "out", "--lr-scheduler", "constant"];
+        let output =
+            place.run(&[&usual[..], &["--warmup-steps", "0", "--save-steps", "2"], more].concat());
+        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+        stderr(&output)
+    };
+    run(&["--max-steps", "4"]);
+    let told = run(&["--max-steps", "6", "--resume", "auto"]);
+    assert!(told.contains("the run has 6 steps now and had 4"), "{told}");
+    let long = place.bytes("out/adapter_model.safetensors");
+    fs::remove_dir_all(place.path("out")).unwrap();
+    run(&["--max-steps", "6"]);
+    assert!(place.bytes("out/adapter_model.safetensors") == long);
+}
