@@ -30,7 +30,7 @@ pub enum Source {
     /// An existing one.
     From {
         /// Its content.
-        adapter: Adapter,
+        adapter: Box<Adapter>,
         /// Where it was read.
         folder: PathBuf,
         /// Dropout of the further training.
@@ -52,7 +52,7 @@ impl MethodFlags {
         let Some(folder) = &self.init_adapter else {
             return Ok(Source::New(self.settings()?));
         };
-        let adapter = Adapter::read(folder)?;
+        let adapter = Box::new(Adapter::read(folder)?);
         self.refuse_contradiction(&adapter, folder)?;
         Ok(Source::From { adapter, folder: folder.clone(), dropout: self.lora_dropout })
     }
