@@ -13,6 +13,7 @@ mod config_file;
 mod copies;
 mod corpus;
 mod demo;
+mod disk;
 mod doctor;
 mod eval;
 mod flags;

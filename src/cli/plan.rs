@@ -21,7 +21,7 @@ use super::job::{first_that_fits, job, larger, tell_split};
 use super::machine::Machine;
 use super::opened::{Opened, open, read_config, usual_length};
 use super::values::Date;
-use super::{output, table, told};
+use super::{disk, output, table, told};
 use qlora_train::data::{Dataset, Policy};
 
 /// Flags of `plan`: those of training.
@@ -169,7 +169,7 @@ fn as_json(
         "device_bytes": plan.report.total.peak,
         // Beside the device: on the CPU, what is in host memory is counted above.
         "host_bytes": plan.host,
-        "disk_bytes": disk_bytes(flags, plan),
+        "disk_bytes": disk::needed(flags, plan, None),
         "fits": plan.fits(),
         "choices": {
             "keep": table::choice(plan),
@@ -195,16 +195,4 @@ fn as_json(
             "largest_family_member": outlook.largest_member,
         },
     })
-}
-
-/// Bytes of the adapter, and of the checkpoints that stand beside it at most while a new one is
-/// written.
-fn disk_bytes(flags: &TrainFlags, plan: &Plan) -> u64 {
-    let of = |label| plan.report.labels.get(label).map_or(0, |usage| usage.peak);
-    let adapter = of("adapter values");
-    let checkpoints = match flags.output.save_steps {
-        Some(_) => flags.output.keep_checkpoints as u64 + 1,
-        None => 1,
-    };
-    adapter + checkpoints.saturating_mul(adapter + of("optimizer moments"))
 }

@@ -35,7 +35,7 @@ use super::progress::Progress;
 use super::resolved::{self, Resolved};
 use super::run_folder::{RunFolder, SETTINGS_FILE};
 use super::table::{self, grouped, mib};
-use super::{card, copies, output, profile, signals};
+use super::{card, copies, disk, output, profile, signals};
 
 /// Flags of a training run.
 #[derive(Debug, Clone, Args)]
@@ -71,6 +71,7 @@ pub fn run(args: &TrainArgs) -> anyhow::Result<()> {
     let Fitted { args, steps, limits, plan } =
         fit(args, &corpus, &opened, &source, &machine, &folder)?;
     tell_plan(&plan)?;
+    disk::check(&args.flags, &plan, steps.total())?;
     signals::check(&stop)?;
     let total = steps.total();
     let task = Task { args: &args, machine, opened, source, corpus: &corpus, limits, plan, total };
