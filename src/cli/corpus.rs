@@ -45,6 +45,7 @@ impl Corpus {
         };
         let train = told::load(&args.data, opened, tokenizer.as_ref(), &policy)?;
         told::tell("data", &train.report, tokenizer.as_ref());
+        told::refuse(&args.data, &train.report, tokenizer.as_ref())?;
         told::tell_example(&args.data, &train.examples[0], tokenizer.as_ref());
         let eval = Self::load_eval(flags, opened, tokenizer.as_ref(), &policy)?;
         Ok(Self { seq_len, date, tokenizer, train, eval })

@@ -4,8 +4,9 @@ use std::io::IsTerminal;
 use std::path::PathBuf;
 
 use clap::Args;
+use qlora_train::checkpoint::atomic;
 use qlora_train::data::Tokenizer;
-use qlora_train::data::{DataReport, Dataset, Example, Policy};
+use qlora_train::data::{Counts, DataReport, Dataset, Example, Policy, RecordKind};
 use qlora_train::data::{ExplainedToken, explain};
 use qlora_train::error::{Error, Place, escape};
 use serde_json::{Value, json};
@@ -14,7 +15,7 @@ use super::corpus::tell_length;
 use super::flags::DataFlags;
 use super::opened::open;
 use super::values::{Date, whole};
-use super::{output, told};
+use super::{output, page, told};
 
 /// Flags of `inspect`.
 #[derive(Debug, Clone, Args)]
@@ -31,6 +32,9 @@ pub struct InspectArgs {
     /// The result as one JSON object
     #[arg(long)]
     json: bool,
+    /// The report as a page of HTML
+    #[arg(long, value_name = "FILE.html")]
+    html: Option<PathBuf>,
     /// Settings from a file, in snake_case; the command line wins
     #[arg(long, value_name = "FILE.toml")]
     config: Option<PathBuf>,
@@ -51,10 +55,18 @@ pub fn run(args: &InspectArgs) -> anyhow::Result<()> {
     let train_on = args.flags.train_on.train_on();
     let policy = Policy { seq_len, vocab_size: opened.config.vocab, train_on };
     let data = told::load(&args.data, &opened, tokenizer.as_ref(), &policy)?;
+    if let Some(path) = &args.html {
+        let shown = &data.examples[..args.records.min(data.examples.len())];
+        let page = page::page(&args.data, &data.report, shown, tokenizer.as_ref());
+        atomic::write_bytes(path, page)?;
+    }
     if args.json {
         return output::json(&as_json(args, &data, tokenizer.as_ref()));
     }
     told::tell("data", &data.report, tokenizer.as_ref());
+    if let Err(error) = told::refuse(&args.data, &data.report, tokenizer.as_ref()) {
+        output::warn(format_args!("training refuses this: {error}"));
+    }
     let colour = std::io::stdout().is_terminal();
     for example in data.examples.iter().take(args.records) {
         show(args, example, tokenizer.as_ref(), colour)?;
@@ -101,6 +113,8 @@ fn as_json(args: &InspectArgs, data: &Dataset, tokenizer: Option<&Tokenizer>) ->
         })
         .collect();
     let mut result = totals(&data.report);
+    let refusal = told::refuse(&args.data, &data.report, tokenizer);
+    result["refused"] = refusal.err().map_or(Value::Null, |error| error.to_string().into());
     result["records_shown"] = records.into();
     result
 }
@@ -117,6 +131,21 @@ fn totals(report: &DataReport) -> Value {
         "cut_tokens": report.cut_tokens,
         "dropped": dropped,
         "end_token_supervised": report.end_token_supervised,
+        "kinds": report.kinds.iter().map(kind).collect::<Value>(),
+        "begin_twice": report.begin_twice.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "begin_missing": report.begin_missing.iter().map(ToString::to_string).collect::<Vec<_>>(),
         "split_borders": report.split_borders,
+    })
+}
+
+fn kind((kind, counts): (&RecordKind, &Counts)) -> Value {
+    json!({
+        "kind": kind.name(),
+        "records": counts.records,
+        "sequences": counts.sequences,
+        "tokens": counts.tokens,
+        "supervised_tokens": counts.supervised,
+        "end_token_supervised": counts.ends,
+        "cut": counts.cut,
     })
 }

@@ -25,6 +25,7 @@ mod machine;
 mod merge;
 mod opened;
 pub mod output;
+mod page;
 mod plan;
 mod profile;
 mod progress;

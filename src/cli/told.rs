@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 
 use qlora_train::data::Tokenizer;
-use qlora_train::data::{DataReport, Dataset, Example, Policy};
+use qlora_train::data::{Counts, DataReport, Dataset, Example, Policy};
 use qlora_train::data::{ExplainedToken, explain};
 use qlora_train::error::{Error, Place, escape};
 
@@ -42,6 +42,35 @@ pub fn tell(what: &str, report: &DataReport, tokenizer: Option<&Tokenizer>) {
     output::note(format_args!(
         "{what}: {records} records, {rows} sequences, {tokens} tokens, {supervised} supervised"
     ));
+    for (kind, counts) in &report.kinds {
+        let Counts { records, sequences, tokens, supervised, ends, .. } = *counts;
+        let ends = match tokenizer {
+            Some(_) => format!(", an end token is learned in {} of {sequences}", grouped(ends)),
+            None => String::new(),
+        };
+        output::note(format_args!(
+            "  {}: {} records, {} tokens, {} supervised{ends}",
+            kind.name(),
+            grouped(records),
+            grouped(tokens),
+            grouped(supervised)
+        ));
+    }
+    if let Some(first) = report.begin_twice.first() {
+        output::warn(format_args!(
+            "{what}: the begin token stands twice at the start of {} records ({first}{}): one of them is \
+             in the records or the template",
+            grouped(report.begin_twice.len()),
+            places(&report.begin_twice[1..])
+        ));
+    }
+    if let Some(first) = report.begin_missing.first() {
+        output::note(format_args!(
+            "  without a begin token: {} records ({first}{})",
+            grouped(report.begin_missing.len()),
+            places(&report.begin_missing[1..])
+        ));
+    }
     if let Some(first) = report.cut.first() {
         output::note(format_args!(
             "  cut to --seq-len: {} records, {} tokens lost ({first}{})",
@@ -70,6 +99,20 @@ pub fn tell(what: &str, report: &DataReport, tokenizer: Option<&Tokenizer>) {
             "{what}: no end token is ever supervised: the model will not learn to stop"
         ));
     }
+}
+
+/// Refuses to learn from data that would teach the wrong thing.
+///
+/// # Errors
+/// As [`DataReport::refusal`].
+pub fn refuse(
+    files: &[PathBuf],
+    report: &DataReport,
+    tokenizer: Option<&Tokenizer>,
+) -> Result<(), Error> {
+    let Some((place, what)) = report.refusal(tokenizer) else { return Ok(()) };
+    let place = place.unwrap_or_else(|| files.first().map_or(Place::flag("DATA"), Place::from));
+    Err(Error::input(place, what))
 }
 
 /// Up to two further places; the rest is counted by the caller.

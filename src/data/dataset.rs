@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use rayon::prelude::*;
 
 use super::record::{self, Record, Refusal};
+use super::report::{DataReport, Dropped, RecordKind};
 use super::source::{Kind, Piece, Source};
 use super::tokenize::{Marked, TrainOn, tokenize};
 use super::tokenizer::Tokenizer;
@@ -68,48 +69,6 @@ impl Example {
     }
 }
 
-/// Why nothing is learned from a record.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Dropped {
-    /// All of its supervised tokens lie behind the sequence length.
-    AnswerCut,
-    /// None of its tokens is supervised.
-    NothingSupervised,
-}
-
-impl std::fmt::Display for Dropped {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::AnswerCut => "its answer starts behind the sequence length (--seq-len)",
-            Self::NothingSupervised => "it has no answer to learn",
-        })
-    }
-}
-
-/// What was read, cut and dropped.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct DataReport {
-    /// Records read.
-    pub records: usize,
-    /// Sequences made from them.
-    pub examples: usize,
-    /// Tokens of all sequences.
-    pub tokens: usize,
-    /// Targets among them.
-    pub supervised_tokens: usize,
-    /// Records that were longer than a sequence.
-    pub cut: Vec<Place>,
-    /// Tokens lost by cutting.
-    pub cut_tokens: usize,
-    /// Records that teach nothing, with the reason.
-    pub dropped: Vec<(Place, Dropped)>,
-    /// Sequences in which a token that ends generation is a target. 0 means: a model that is
-    /// trained on this will not learn to stop. Not known (0) without a tokenizer.
-    pub end_token_supervised: usize,
-    /// Prompt and completion records whose border fell into a token.
-    pub split_borders: usize,
-}
-
 /// Everything to learn from, in the order of the files.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Dataset {
@@ -155,9 +114,12 @@ impl Dataset {
     }
 
     fn add(&mut self, marked: Marked, origin: Origin, reader: &Reader<'_>) {
-        self.report.records += 1;
-        self.report.split_borders += usize::from(marked.split);
         let place = || Place::file(reader.path).line(origin.line);
+        let kind = marked.kind;
+        self.report.records += 1;
+        self.report.kinds.entry(kind).or_default().records += 1;
+        self.report.split_borders += usize::from(marked.split);
+        self.note_specials(&marked, reader.tokenizer, &place);
         if !marked.supervised.contains(&true) {
             return self.report.dropped.push((place(), Dropped::NothingSupervised));
         }
@@ -168,6 +130,7 @@ impl Dataset {
         let Marked { mut tokens, mut supervised, .. } = marked;
         if tokens.len() > seq_len {
             self.report.cut.push(place());
+            self.report.kinds.entry(kind).or_default().cut += 1;
             self.report.cut_tokens += tokens.len() - seq_len;
             tokens.truncate(seq_len);
             supervised.truncate(seq_len);
@@ -175,7 +138,7 @@ impl Dataset {
         if !supervised.contains(&true) {
             return self.report.dropped.push((place(), Dropped::AnswerCut));
         }
-        self.push(Example { tokens, supervised, origin }, reader.tokenizer);
+        self.push(Example { tokens, supervised, origin }, kind, reader.tokenizer);
     }
 
     fn add_pieces(&mut self, document: Marked, origin: Origin, reader: &Reader<'_>) {
@@ -186,15 +149,44 @@ impl Dataset {
             let mut supervised = document.supervised[start..end].to_vec();
             supervised[0] = false;
             if supervised.contains(&true) {
-                self.push(Example { tokens, supervised, origin }, reader.tokenizer);
+                self.push(
+                    Example { tokens, supervised, origin },
+                    RecordKind::Text,
+                    reader.tokenizer,
+                );
             }
         }
     }
 
-    fn push(&mut self, example: Example, tokenizer: Option<&Tokenizer>) {
+    /// Notes begin tokens that are there twice or not at all, and special tokens that are split.
+    fn note_specials(
+        &mut self,
+        marked: &Marked,
+        tokenizer: Option<&Tokenizer>,
+        place: &impl Fn() -> Place,
+    ) {
+        let begin = tokenizer.map_or(&[][..], Tokenizer::begin);
+        if !begin.is_empty() {
+            match marked.tokens.strip_prefix(begin) {
+                None => self.report.begin_missing.push(place()),
+                Some(rest) if rest.starts_with(begin) => self.report.begin_twice.push(place()),
+                Some(_) => (),
+            }
+        }
+        for token in &marked.split_specials {
+            self.report.split_specials.entry(token.clone()).or_insert_with(place);
+        }
+    }
+
+    fn push(&mut self, example: Example, kind: RecordKind, tokenizer: Option<&Tokenizer>) {
         let stop = tokenizer.map_or(&[][..], Tokenizer::stop);
         let mut targets = example.tokens.iter().zip(&example.supervised);
         let ends = targets.any(|(id, &target)| target && stop.contains(id));
+        let of_kind = self.report.kinds.entry(kind).or_default();
+        of_kind.sequences += 1;
+        of_kind.tokens += example.tokens.len();
+        of_kind.supervised += example.supervised_count();
+        of_kind.ends += usize::from(ends);
         self.report.end_token_supervised += usize::from(ends);
         self.report.examples += 1;
         self.report.tokens += example.tokens.len();

@@ -12,7 +12,8 @@
 //! | `dataset.rs` | all records | [`Dataset`]: examples of bounded length, and a report |
 //! | `batch.rs` | examples | [`MicroBatch`]: flat lists of tokens and targets, no padding |
 //!
-//! `explain.rs` shows the result to people. Generation goes the same way as training: render with
+//! `report.rs` says what was read and whether it can teach what it should; `explain.rs` shows the result to
+//! people. Generation goes the same way as training: render with
 //! [`GenerationPrompt::Add`], encode with [`Special::Add`], so that both see the same ids.
 //!
 //! Nothing here knows models, devices or losses. Start with [`Dataset::load`].
@@ -24,6 +25,7 @@ mod explain;
 mod python;
 mod quiet;
 mod record;
+mod report;
 mod source;
 mod special;
 mod template;
@@ -31,8 +33,9 @@ mod tokenize;
 mod tokenizer;
 mod turns;
 pub use batch::{Batching, MicroBatch, Order, Packing, Row, Target, Window, epoch_windows, pack};
-pub use dataset::{DataReport, Dataset, Dropped, Example, Origin, Policy};
+pub use dataset::{Dataset, Example, Origin, Policy};
 pub use explain::{ExplainedToken, explain};
+pub use report::{Counts, DataReport, Dropped, RecordKind};
 pub use special::TokenizerFiles;
 pub use template::{ChatTemplate, Conversation, GenerationPrompt, Moment, Rendered};
 pub use tokenize::TrainOn;

@@ -20,6 +20,7 @@ use serde_json::{Value, json};
 
 use super::chat::Chat;
 use super::record::{Instruction, Record, Refusal};
+use super::report::RecordKind;
 use super::template::{ChatTemplate, Conversation, GenerationPrompt};
 use super::tokenizer::{Encoded, Special, Tokenizer};
 use super::turns;
@@ -41,13 +42,17 @@ pub(super) struct Marked {
     pub supervised: Vec<bool>,
     /// The completion was encoded by itself, because a token straddled the border.
     pub split: bool,
+    /// What the record is.
+    pub kind: RecordKind,
+    /// Special tokens that the chat template has written and the tokenizer splits.
+    pub split_specials: Vec<String>,
 }
 
 impl Marked {
     /// Everything supervised from token `start` on.
     fn taught_from(tokens: Vec<u32>, start: usize) -> Self {
         let supervised = (0..tokens.len()).map(|index| index >= start).collect();
-        Self { tokens, supervised, split: false }
+        Self { tokens, supervised, ..Self::default() }
     }
 
     fn unsupervise_first(&mut self, count: usize) {
@@ -66,7 +71,8 @@ pub(super) fn tokenize(
     let mut marked = match record {
         Record::Ids { ids, supervised } => {
             let (tokens, supervised) = (ids.clone(), supervised.clone());
-            let mut given = Marked { tokens, supervised, split: false };
+            let kind = RecordKind::Ids;
+            let mut given = Marked { tokens, supervised, kind, ..Marked::default() };
             given.unsupervise_first(1);
             return Ok(given);
         }
@@ -75,6 +81,13 @@ pub(super) fn tokenize(
         Record::Instruction(record) => instruction(present()?, record),
         Record::Chat(chat) => conversation(present()?, chat),
     }?;
+    marked.kind = match record {
+        Record::Text(_) => RecordKind::Text,
+        Record::Completion { .. } => RecordKind::Completion,
+        Record::Instruction(_) => RecordKind::Instruction,
+        Record::Chat(_) => RecordKind::Conversation,
+        Record::Ids { .. } => RecordKind::Ids,
+    };
     if train_on == TrainOn::All {
         marked.supervised.fill(true);
     }
@@ -196,7 +209,9 @@ fn conversation(tokenizer: &Tokenizer, chat: &Chat) -> Result<Marked, Refusal> {
     } else {
         compared(tokenizer, &encoded, &spans(true))
     };
-    Ok(Marked { tokens: encoded.ids, supervised, split: false })
+    let split = tokenizer.split_specials().iter().filter(|token| rendered.text.contains(&**token));
+    let split_specials = split.cloned().collect();
+    Ok(Marked { tokens: encoded.ids, supervised, split_specials, ..Marked::default() })
 }
 
 /// Targets by the template's own marks, less the turns that are not taught.

@@ -58,6 +58,8 @@ pub struct Tokenizer {
     end: Option<u32>,
     stop: Vec<u32>,
     template: Option<ChatTemplate>,
+    /// Special tokens that are declared and that the vocabulary does not have.
+    split_specials: Vec<String>,
 }
 
 impl Tokenizer {
@@ -92,8 +94,12 @@ impl Tokenizer {
             end: eos.or_else(|| declared.end_ids.first().copied()),
             stop: stop_ids(eos, &declared.end_ids),
             template: None,
+            split_specials: Vec::new(),
         };
         tokenizer.check_special_ids()?;
+        let declared_tokens = declared.tokens.iter().map(|(_, text)| text);
+        let unknown = declared_tokens.filter(|text| tokenizer.inner.token_to_id(text).is_none());
+        tokenizer.split_specials = unknown.cloned().collect();
         tokenizer.template = ChatTemplate::load(files, declared, now)?;
         Ok(tokenizer)
     }
@@ -151,6 +157,12 @@ impl Tokenizer {
     /// Tokens at which generation stops: the end token and those of `generation_config.json`.
     pub fn stop(&self) -> &[u32] {
         &self.stop
+    }
+
+    /// Special tokens that the tokenizer's files name and that it splits, because its vocabulary does not
+    /// have them.
+    pub fn split_specials(&self) -> &[String] {
+        &self.split_specials
     }
 
     /// The model's chat template, where it has one.

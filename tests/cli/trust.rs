@@ -195,3 +195,88 @@ fn a_longer_run_goes_on_from_a_shorter_one_and_says_so() {
     run(&["--max-steps", "6"]);
     assert!(place.bytes("out/adapter_model.safetensors") == long);
 }
+
+/// A copy of the demo's model whose template is `template`, and whose files name `end` as the end token.
+fn with_template(place: &Place, template: &str, end: &str) -> String {
+    let (model, to) = (demo("model"), place.path("templated"));
+    fs::create_dir(&to).unwrap();
+    for entry in fs::read_dir(&model).unwrap() {
+        let entry = entry.unwrap();
+        fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+    }
+    let path = to.join("tokenizer_config.json");
+    let mut config: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    config["chat_template"] = template.into();
+    config["eos_token"] = end.into();
+    fs::write(&path, config.to_string()).unwrap();
+    to.to_str().unwrap().to_owned()
+}
+
+const CHAT: &str =
+    r#"{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]}"#;
+
+#[test]
+fn answers_that_never_end_are_refused_before_anything_is_learned() {
+    let place = Place::new();
+    let template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}";
+    let original: Value = serde_json::from_slice(
+        &fs::read(format!("{}/tokenizer_config.json", demo("model"))).unwrap(),
+    )
+    .unwrap();
+    let model = with_template(&place, template, original["eos_token"].as_str().unwrap());
+    let data = place.write("chat.jsonl", CHAT);
+    let output = place.run(&[&model, &data, "--output-dir", "out"]);
+    let told = refusal(&output);
+    assert!(
+        told.contains("chat.jsonl: no answer ends in a token that the model stops at"),
+        "{told}"
+    );
+    assert!(!place.path("out").exists());
+    let report = place.json(&["inspect", &model, &data, "--json"]);
+    assert!(report["refused"].as_str().unwrap().contains("never learn to stop"), "{report}");
+    assert_eq!(report["kinds"][0]["kind"], "conversation");
+}
+
+#[test]
+fn a_template_that_writes_special_tokens_which_the_tokenizer_splits_is_refused() {
+    let place = Place::new();
+    let template = "{% for m in messages %}{{ m.content }}<|end of my turn|>{% endfor %}";
+    let model = with_template(&place, template, "<|end of my turn|>");
+    let data = place.write("chat.jsonl", CHAT);
+    let output = place.run(&[&model, &data, "--output-dir", "out"]);
+    let told = refusal(&output);
+    assert!(
+        told.contains("chat.jsonl: line 1: the chat template writes the special token <|end"),
+        "{told}"
+    );
+    assert!(!place.path("out").exists());
+}
+
+#[test]
+fn a_page_shows_what_will_be_learned_and_no_text_of_it_is_markup() {
+    let (place, model) = (Place::new(), demo("model"));
+    let text = r#"{"prompt": "<script>alert(1)</script>", "completion": " Yes & no"}"#;
+    let data = place.write("d.jsonl", text);
+    place.ok(&["inspect", &model, &data, "--html", "page.html"]);
+    let page = String::from_utf8(place.bytes("page.html")).unwrap();
+    assert!(page.contains("<td>prompt and completion</td><td>1</td>"), "{page}");
+    assert!(page.contains("class=\"learned\"") && !page.contains("<script>"), "{page}");
+    let output = place.run(&["inspect", &model, &data, "--html", "no/such/page.html"]);
+    assert!(refusal(&output).contains("no/such/page.html"), "{}", stderr(&output));
+}
+
+#[test]
+fn a_begin_token_that_stands_twice_or_not_at_all_is_told_with_its_record() {
+    let (place, model) = (Place::new(), demo("model"));
+    let shown = place.json(&["inspect", &model, &demo("valid.jsonl"), "--json", "--records", "1"]);
+    assert_eq!(shown["begin_twice"], serde_json::json!([]));
+    let first = shown["records_shown"][0]["ids"][0].as_u64().unwrap();
+    let ids = serde_json::json!({ "input_ids": [first, first, 9, 10, 11] });
+    let data = place.write("ids.jsonl", &format!("{ids}\n"));
+    let twice = place.json(&["inspect", &model, &data, "--json"]);
+    let begins = twice["begin_twice"].as_array().unwrap();
+    assert!(begins.len() == 1 && begins[0].as_str().unwrap().ends_with("line 1"), "{twice}");
+    let data = place.write("none.jsonl", "{\"input_ids\": [9, 10, 11]}\n");
+    let missing = place.json(&["inspect", &model, &data, "--json"]);
+    assert_eq!(missing["begin_missing"].as_array().unwrap().len(), 1, "{missing}");
+}
