@@ -11,8 +11,6 @@ use serde_json::{Value, json};
 
 #[path = "data/files.rs"]
 mod files;
-#[path = "data/mutants.rs"]
-mod mutants;
 #[path = "data/records.rs"]
 mod records;
 #[path = "data/templates.rs"]

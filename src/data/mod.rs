@@ -6,7 +6,7 @@
 //! |---|---|---|
 //! | `source.rs` | a file | pieces of bytes with their lines |
 //! | `json.rs`, `record.rs`, `chat.rs` | bytes | one of six record shapes, fields checked |
-//! | `template.rs`, `python.rs`, `turns.rs` | a conversation | text, and where in it the answers stand |
+//! | `template.rs`, `rewrite.rs`, `python.rs`, `turns.rs` | a conversation | text, and where in it the answers stand |
 //! | `tokenizer.rs`, `special.rs` | text | token ids |
 //! | `tokenize.rs` | a record | tokens, and which of them are targets |
 //! | `dataset.rs` | all records | [`Dataset`]: examples of bounded length, and a report |
@@ -26,6 +26,7 @@ mod python;
 mod quiet;
 mod record;
 mod report;
+mod rewrite;
 mod source;
 mod special;
 mod template;

@@ -14,12 +14,13 @@
 use std::ops::Range;
 
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::Value;
+use minijinja::value::{Value, ValueKind};
 use minijinja::{Environment, ErrorKind};
 
 use super::python;
 pub use super::python::Moment;
 use super::quiet;
+use super::rewrite::{COPY_FILTER, MARK_FILTER, rewrite};
 use super::special::{Declared, TokenizerFiles};
 use crate::error::{Error, Place, escape};
 
@@ -86,8 +87,6 @@ impl std::fmt::Debug for ChatTemplate {
 }
 
 const NAME: &str = "chat_template.jinja";
-/// The filter that a generation block becomes.
-const MARK_FILTER: &str = "mark_generation";
 /// Noncharacters of Unicode around a generation block's text. They never stand in real text.
 const OPEN: char = '\u{FDD0}';
 const CLOSE: char = '\u{FDD1}';
@@ -113,19 +112,13 @@ impl ChatTemplate {
             return Err(Error::input(place, what));
         }
         let source = source.replace("\r\n", "\n").replace('\r', "\n");
-        let rewritten = rewrite_generation_tags(&source);
+        let (rewritten, has_generation) = rewrite(&source);
         let mut environment = environment(now);
-        quiet::catch(|| environment.add_template_owned(NAME, rewritten.clone()))
+        quiet::catch(|| environment.add_template_owned(NAME, rewritten))
             .map_err(|what| Error::input(place.clone(), escape(&what)))?
             .map_err(|error| template_error(&place, &error))?;
         let variables = variables.iter().map(|(name, text)| (name.clone(), Value::from(text)));
-        Ok(Self {
-            environment,
-            place,
-            has_generation: rewritten != source,
-            source,
-            variables: variables.collect(),
-        })
+        Ok(Self { environment, place, has_generation, source, variables: variables.collect() })
     }
 
     pub(super) fn load(
@@ -200,34 +193,38 @@ fn environment(now: Moment) -> Environment<'static> {
     let mut environment = Environment::new();
     environment.set_syntax(syntax.expect("the default delimiters are valid"));
     environment.set_fuel(Some(FUEL));
+    environment.add_filter(COPY_FILTER, |value: Value| copy_of(&value, &mut { LARGEST_COPY }, 0));
     environment.add_filter(MARK_FILTER, |text: String| format!("{OPEN}{text}{CLOSE}"));
     python::extend(&mut environment, now);
     environment
 }
 
-/// `{% generation %}` is Hugging Face's own block; a filter block has the same white space and the
-/// same scope.
-fn rewrite_generation_tags(source: &str) -> String {
-    let mut out = String::with_capacity(source.len());
-    let mut rest = source;
-    while let Some(start) = rest.find("{%") {
-        let Some(length) = rest[start..].find("%}") else {
-            break;
-        };
-        let tag = &rest[start + 2..start + length];
-        out.push_str(&rest[..start + 2]);
-        match tag.trim_matches(['-', '+', ' ', '\t', '\n']) {
-            "generation" => {
-                let with = format!("filter {MARK_FILTER}");
-                out.push_str(&tag.replacen("generation", &with, 1));
-            }
-            "endgeneration" => out.push_str(&tag.replacen("endgeneration", "endfilter", 1)),
-            _ => out.push_str(tag),
-        }
-        rest = &rest[start + length..];
+/// Values that are copied at once, at most.
+const LARGEST_COPY: usize = 1 << 20;
+/// Lists in lists that are copied, at most.
+const DEEPEST_COPY: usize = 100;
+
+/// A value that shares no list and no map with `value`.
+fn copy_of(value: &Value, left: &mut usize, depth: usize) -> Result<Value, minijinja::Error> {
+    if *left == 0 || depth > DEEPEST_COPY {
+        let what = "a value in a namespace is too large";
+        return Err(minijinja::Error::new(ErrorKind::InvalidOperation, what));
     }
-    out.push_str(rest);
-    out
+    *left -= 1;
+    match value.kind() {
+        ValueKind::Seq => {
+            let copies = value.try_iter()?.map(|item| copy_of(&item, left, depth + 1));
+            copies.collect::<Result<Vec<_>, _>>().map(Value::from)
+        }
+        ValueKind::Map => {
+            let copies = value.try_iter()?.map(|key| {
+                let item = value.get_item(&key)?;
+                Ok((key, copy_of(&item, left, depth + 1)?))
+            });
+            copies.collect::<Result<Vec<_>, minijinja::Error>>().map(Value::from_pairs)
+        }
+        _ => Ok(value.clone()),
+    }
 }
 
 /// Takes the marks out of a rendered text; `None` where they do not pair.

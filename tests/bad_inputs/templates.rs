@@ -22,6 +22,16 @@ fn templates_from_strangers() {
     battery(&[
         template("turns", Done, TURNS),
         bad("unfinished", "{% for m in messages %}"),
+        bad(
+            "a list that doubles",
+            "{% set ns = namespace(x=[1]) %}{% for i in range(60) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}{{ ns.x }}",
+        ),
+        template(
+            "a namespace in itself",
+            no_answer,
+            "{% set ns = namespace(n=0) %}{% set ns.n = ns %}{{ ns.n }}{{ ns == ns.n }}",
+        ),
+        bad("a tag that closes with its opening", "{%}{% if messages %}a{% endif %}"),
         bad("unknown filter", "{{ messages | rot13 }}"),
         bad("unknown function", "{{ open('/etc/passwd') }}"),
         bad("unknown test", "{% if messages is evil %}{% endif %}"),
