@@ -18,7 +18,6 @@ mod adapters;
 mod command_line;
 mod configs;
 mod machine;
-mod mutants;
 mod places;
 mod records;
 mod templates;
