@@ -113,6 +113,7 @@ impl ModelFiles {
         } else {
             return Err(Error::input(folder, why_no_weights(folder)?));
         };
+        refuse_links_out(folder, None)?;
         Self::around(folder, weights)
     }
 
@@ -123,6 +124,7 @@ impl ModelFiles {
             Some(parent) if !parent.as_os_str().is_empty() => parent,
             _ => Path::new("."),
         };
+        refuse_links_out(folder, Some(name))?;
         if name == INDEX {
             return Self::around(folder, WeightFiles::Sharded(path.to_owned()));
         }
@@ -162,6 +164,39 @@ impl ModelFiles {
 
 const ADAPTER: &str = "is a PEFT adapter, not a model: give its base model as MODEL and this \
                        folder as the adapter";
+
+/// Endings of the files of a model.
+const OF_MODELS: [&str; 5] = ["json", "safetensors", "jinja", "model", "txt"];
+
+/// Refuses files of a model that are links to somewhere else: what somebody packed must not decide what is
+/// read here. Links within the folder are fine, those of a download cache from a snapshot to its blobs, and
+/// the file `named`, which the user has typed.
+fn refuse_links_out(folder: &Path, named: Option<&str>) -> Result<(), Error> {
+    let home = folder.canonicalize().map_err(Error::io(folder))?;
+    let blobs = home.parent().filter(|parent| parent.ends_with("snapshots"));
+    let blobs = blobs.and_then(Path::parent).map(|repository| repository.join("blobs"));
+    for entry in fs::read_dir(folder).map_err(Error::io(folder))? {
+        let path = entry.map_err(Error::io(folder))?.path();
+        let ending = path.extension().and_then(|ending| ending.to_str()).unwrap_or("");
+        let is_named = path.file_name().and_then(|name| name.to_str()) == named && named.is_some();
+        if !path.is_symlink() || is_named || !OF_MODELS.contains(&ending) {
+            continue;
+        }
+        // A broken link leads nowhere; whoever opens it says so.
+        let Ok(target) = path.canonicalize() else { continue };
+        let within =
+            target.starts_with(&home) || blobs.as_ref().is_some_and(|b| target.starts_with(b));
+        if !within {
+            let what = format!(
+                "is a link out of the model's folder, to {}: give the folder with the files themselves, or \
+                 copy them here",
+                escape(&target.display().to_string())
+            );
+            return Err(Error::input(&path, what));
+        }
+    }
+    Ok(())
+}
 
 /// The path of `name` in `folder` if something is there. A broken link counts, so that opening it
 /// fails by name instead of the file being taken for absent.

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::Path;
 
 use crate::{Case, Done, Folder, IDS, Refused, Verdict, battery, case, ids_model, text, train};
 
@@ -23,13 +24,57 @@ fn models_that_are_none() {
     battery(&[
         model("folder", Done, Folder::model),
         model("file", Done, |folder| folder.model() + "/model.safetensors"),
-        model("linked files", Done, |folder| {
-            fs::create_dir(folder.at("m")).unwrap();
-            for name in ["config.json", "model.safetensors"] {
-                symlink(ids_model().join(name), folder.at("m").join(name)).unwrap();
-            }
+        model("a linked folder", Done, |folder| {
+            symlink(ids_model(), folder.at("m")).unwrap();
             folder.name("m")
         }),
+        model("links within the folder", Done, |folder| {
+            let model = folder.model();
+            let at = |name: &str| folder.at("model").join(name);
+            fs::create_dir(at("inside")).unwrap();
+            for name in ["config.json", "model.safetensors"] {
+                fs::rename(at(name), at("inside").join(name)).unwrap();
+                symlink(Path::new("inside").join(name), at(name)).unwrap();
+            }
+            model
+        }),
+        model("a snapshot of a cache", Done, |folder| {
+            let (blobs, snapshot) = (folder.at("hub/m/blobs"), folder.at("hub/m/snapshots/abc"));
+            fs::create_dir_all(&blobs).unwrap();
+            fs::create_dir_all(&snapshot).unwrap();
+            for name in ["config.json", "model.safetensors"] {
+                fs::copy(ids_model().join(name), blobs.join(name)).unwrap();
+                symlink(Path::new("../../blobs").join(name), snapshot.join(name)).unwrap();
+            }
+            folder.name("hub/m/snapshots/abc")
+        }),
+        model("a link that was typed", Done, |folder| {
+            let model = folder.model();
+            let weights = folder.at("model/model.safetensors");
+            fs::rename(&weights, folder.at("elsewhere.safetensors")).unwrap();
+            symlink(folder.at("elsewhere.safetensors"), &weights).unwrap();
+            model + "/model.safetensors"
+        }),
+        model(
+            "a link out of the folder",
+            Refused("model.safetensors: is a link out of"),
+            |folder| {
+                let model = folder.model();
+                let weights = folder.at("model/model.safetensors");
+                fs::rename(&weights, folder.at("elsewhere.safetensors")).unwrap();
+                symlink(folder.at("elsewhere.safetensors"), &weights).unwrap();
+                model
+            },
+        ),
+        model(
+            "a tokenizer that is another file",
+            Refused("tokenizer.json: is a link out of"),
+            |folder| {
+                let model = folder.model();
+                symlink("/etc/passwd", folder.at("model/tokenizer.json")).unwrap();
+                model
+            },
+        ),
         model("absent", Refused("no such file or folder"), |folder| folder.name("absent")),
         model("no name", Refused("error: "), |_| String::new()),
         model("a dot", Refused("error: "), |_| ".".into()),
