@@ -1,10 +1,12 @@
 //! What the numbers of a run depend on, as a short text that a checkpoint carries.
 //!
-//! Three digests: the model (names and sizes of its files, its configuration), the data (tokens and
-//! targets, so tokenizer and template count too), the settings. They tell another run from this
+//! Three digests: the model (names, sizes and samples of its files, its configuration), the data (tokens
+//! and targets, so tokenizer and template count too), the settings. They tell another run from this
 //! one; they are no defence against intent.
 
 use std::fmt;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use qlora_train::checkpoint::adapter::Provenance;
@@ -73,12 +75,25 @@ fn model(opened: &Opened) -> Result<u64, Error> {
     let config = &opened.files.config;
     digest.part(&std::fs::read(config).map_err(Error::io(config))?);
     for path in opened.weights.files().iter().map(|file| file.path()) {
-        let size = std::fs::metadata(path).map_err(Error::io(path))?.len();
+        let file = File::open(path).map_err(Error::io(path))?;
+        let size = file.metadata().map_err(Error::io(path))?.len();
         digest.part(name(path).as_bytes());
         digest.add(&size.to_le_bytes());
+        let mut sample = [0; SAMPLE];
+        for i in 0..SAMPLES {
+            let at = size.saturating_sub(SAMPLE as u64) / (SAMPLES - 1) * i;
+            let read = file.read_at(&mut sample, at).map_err(Error::io(path))?;
+            digest.part(&sample[..read]);
+        }
     }
     Ok(digest.value())
 }
+
+/// Pieces of each file that count, from its start to its end.
+const SAMPLES: u64 = 256;
+
+/// Bytes of a piece.
+const SAMPLE: usize = 1024;
 
 fn name(path: &Path) -> String {
     path.file_name().unwrap_or_default().to_string_lossy().into_owned()

@@ -236,9 +236,9 @@ impl Found {
         }
         if state.identity != identity {
             let what = format!(
-                "made with other settings or data ({} then, {identity} now): resume with the \
-                 settings of train_config.toml, or start anew in another folder",
-                state.identity
+                "made with {}: resume with the settings of train_config.toml on the same files, or start \
+                 anew in another folder",
+                changed(&state.identity, identity)
             );
             return Err(Error::input(Place::file(&path).field("identity"), what));
         }
@@ -333,6 +333,14 @@ fn write_moments(path: &Path, device: &Device, optimizer: &AdamW) -> Result<(), 
         }
     }
     writer.finish()
+}
+
+/// What differs between the identities of two runs: each names its parts before their digests.
+fn changed(then: &str, now: &str) -> String {
+    let now: Vec<&str> = now.split(", ").collect();
+    let others = then.split(", ").filter(|part| !now.contains(part));
+    let names = others.map(|part| format!("other {}", part.split(' ').next().unwrap_or("parts")));
+    names.collect::<Vec<_>>().join(" and ")
 }
 
 /// All `checkpoint-N` of `output`, by step.

@@ -272,19 +272,19 @@ impl Run<'_> {
         }
     }
 
-    /// Tells of adapters that the first gradient did not reach: they would stay as they are.
+    /// Tells how many adapters the first gradient did not reach, which would stay as they are: none, if all
+    /// is well. Of each it is B that has a gradient first.
     fn note_inert(&self, observer: &mut dyn Observer) {
         let params = &self.session.params;
         let mut grads = vec![0.0f32; params.index().len()];
         self.session.device.download(&params.grads, &mut grads);
         let entries = params.index().entries().iter();
-        let ups = entries.filter(|entry| entry.name.ends_with(".lora_B.weight"));
-        let inert: Vec<_> =
-            ups.filter(|entry| grads[entry.range.clone()].iter().all(|g| *g == 0.0)).collect();
-        if let Some(first) = inert.first() {
-            let (count, name) = (inert.len(), &first.name);
-            observer.note(&format!("{count} adapters got no gradient in step 1 (first: {name})"));
-        }
+        let ups: Vec<_> = entries.filter(|entry| entry.name.ends_with(".lora_B.weight")).collect();
+        let inert = ups.iter().filter(|entry| grads[entry.range.clone()].iter().all(|g| *g == 0.0));
+        let inert: Vec<&str> = inert.map(|entry| entry.name.as_str()).collect();
+        let first = inert.first().map_or_else(String::new, |name| format!(" (first: {name})"));
+        let (count, all) = (inert.len(), ups.len());
+        observer.note(&format!("adapters without a gradient in step 1: {count} of {all}{first}"));
     }
 
     fn evaluate(&mut self, step: u64) -> Result<EvalMetrics, Error> {

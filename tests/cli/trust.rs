@@ -280,3 +280,33 @@ fn a_begin_token_that_stands_twice_or_not_at_all_is_told_with_its_record() {
     let missing = place.json(&["inspect", &model, &data, "--json"]);
     assert_eq!(missing["begin_missing"].as_array().unwrap().len(), 1, "{missing}");
 }
+
+#[test]
+fn what_has_changed_since_a_checkpoint_is_named() {
+    let (place, model, data) = (Place::new(), model(), data());
+    let run = |model: &str, data: &str, more: &[&str]| {
+        let usual = [model, data, "--output-dir", "out", "--save-steps", "2", "--resume", "auto"];
+        place.run(&[&usual[..], &QUICK, more].concat())
+    };
+    assert_eq!(run(&model, &data, &[]).status.code(), Some(0));
+    // The same names and sizes, and one number of one linear map.
+    let other = spoilt(&place, "other", |tensor, bytes| {
+        if tensor == "model.layers.1.mlp.down_proj.weight" {
+            bytes[2] ^= 1;
+        }
+    });
+    let records = fs::read_to_string(&data).unwrap();
+    let fewer: String = records.lines().skip(1).map(|line| format!("{line}\n")).collect();
+    let fewer = place.write("fewer.jsonl", &fewer);
+    let cases: [(&str, &str, &[&str], &str); 4] = [
+        (&other, &data, &[], "made with other model:"),
+        (&model, &fewer, &[], "made with other data:"),
+        (&model, &data, &["--seed", "7"], "made with other settings:"),
+        (&model, &fewer, &["--lora-alpha", "7"], "made with other data and other settings:"),
+    ];
+    for (model, data, more, what) in cases {
+        let output = run(model, data, more);
+        assert_eq!(output.status.code(), Some(1));
+        assert!(stderr(&output).contains(what), "{what} {}", stderr(&output));
+    }
+}
