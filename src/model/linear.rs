@@ -206,3 +206,139 @@ fn stream_of(draw: Draw, lora: &Lora, first: usize) -> Draw {
     let seed = draw.seed.wrapping_add((first as u64) << 32);
     Draw { seed, stream: draw.stream + lora.stream }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::sync::Mutex;
+
+    use super::*;
+    use crate::device::Dtype;
+    use crate::model::config::Config;
+    use crate::model::tokens::Limits;
+    use crate::model::weight::BlockScales;
+    use crate::ops::check::{download, gradient_error, normal, scaled_error, upload};
+    use crate::params::Index;
+    use crate::quant::{self, Kind};
+    use crate::tolerance;
+
+    const N: usize = 5;
+    const IN: usize = 64;
+    const OUT: usize = 24;
+    const RANK: usize = 3;
+
+    /// A map with an update, in f64, and what its passes need.
+    struct Bench {
+        device: Device,
+        linear: Linear,
+        params: Params,
+        tokens: Tokens,
+        dxa: Act,
+        dropped: Act,
+    }
+
+    impl Bench {
+        /// Of a dense weight, or of one in four bits; with dropout or without.
+        fn new(four_bit: bool, dropout: f32) -> Self {
+            let device = Device::cpu(1, Dtype::F64, u64::MAX);
+            let mut index = Index::default();
+            let (a, b) = (index.push("a".into(), [RANK, IN]), index.push("b".into(), [OUT, RANK]));
+            let lora = Lora { a, b, rank: RANK, scale: 0.75, dropout, stream: 3 };
+            let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/models/qwen2");
+            let config = Config::read(&folder.join("config.json")).unwrap();
+            let limits = Limits { tokens: N, sequences: 1, targets: 1 };
+            Self {
+                linear: Linear {
+                    name: "test".into(),
+                    weight: weight(&device, four_bit),
+                    bias: None,
+                    lora: Some(lora),
+                },
+                params: Params::new(&device, index).unwrap(),
+                tokens: Tokens::new(&device, &config, limits).unwrap(),
+                dxa: device.alloc_act("test", N * RANK).unwrap(),
+                dropped: device.alloc_act("test", N * IN).unwrap(),
+                device,
+            }
+        }
+
+        fn set(&mut self, values: &[f64]) {
+            let values: Vec<f32> = values.iter().map(|x| *x as f32).collect();
+            self.device.upload(&values, &mut self.params.values);
+            self.params.refresh(&self.device);
+        }
+
+        /// y for x, and the gradients at x and at A and B for dy.
+        fn run(&mut self, x: &[f64], dy: &[f64]) -> [Vec<f64>; 3] {
+            let Self { device, linear, params, tokens, dxa, dropped } = self;
+            device.zero(&mut params.grads);
+            let dropout = Some(Dropout { room: dropped, draw: Draw { seed: 1, stream: 2 } });
+            let mut cx = Context { device, tokens, first: 0, params, dxa, dropout };
+            let (x, dy) = (upload(device, x, Dtype::F64), upload(device, dy, Dtype::F64));
+            let act = |len| device.alloc_act("test", len).unwrap();
+            let (mut xa, mut y, mut dx) = (act(N * RANK), act(N * OUT), act(N * IN));
+            let (x, y_view) = (x.view(N, IN), y.view_mut(N, OUT));
+            linear.forward(&mut cx, x, Some(&mut xa), None, y_view);
+            let dx_view = Some((dx.view_mut(N, IN), Write::Set));
+            linear.backward(&mut cx, x, Some(&xa), dy.view(N, OUT), dx_view);
+            let mut grads = vec![0.0_f32; cx.params.index().len()];
+            device.download(&cx.params.grads, &mut grads);
+            let grads = grads.iter().map(|x| f64::from(*x)).collect();
+            [download(device, &y), download(device, &dx), grads]
+        }
+    }
+
+    fn weight(device: &Device, four_bit: bool) -> Weight {
+        let numbers: Vec<f32> = normal(5, OUT * IN).map(|x| x as f32).collect();
+        if !four_bit {
+            let mut values = device.alloc_dense("test", OUT * IN, Dtype::F32).unwrap();
+            device.upload(bytemuck::cast_slice(&numbers), values.bytes_mut());
+            return Weight::dense(OUT, IN, values);
+        }
+        let mut codes = vec![0; quant::code_bytes(OUT * IN)];
+        let mut scales = vec![0.0; quant::blocks(OUT * IN)];
+        quant::encode(Kind::Nf4, &numbers, &mut codes, &mut scales);
+        let mut on_device = device.alloc("test", codes.len()).unwrap();
+        device.upload(&codes, &mut on_device);
+        let mut plain = device.alloc("test", scales.len()).unwrap();
+        device.upload(&scales, &mut plain);
+        Weight::four_bit([OUT, IN], Kind::Nf4, on_device, BlockScales::Plain(plain))
+    }
+
+    /// Small multiples of 1/64, which f32 holds exactly with a step added.
+    fn values() -> Vec<f64> {
+        normal(9, RANK * (IN + OUT)).map(|x| (x * 16.0).round() / 64.0).collect()
+    }
+
+    #[test]
+    fn gradients_equal_finite_differences_in_f64() {
+        for (four_bit, dropout) in [(false, 0.0), (true, 0.0), (false, 0.3), (true, 0.3)] {
+            let bench = Mutex::new(Bench::new(four_bit, dropout));
+            let run = |x: &[f64], dy: &[f64]| bench.lock().unwrap().run(x, dy);
+            let (x, none) = (normal(1, N * IN).collect::<Vec<_>>(), vec![0.0; N * OUT]);
+            bench.lock().unwrap().set(&values());
+            let of_x =
+                gradient_error(&x, |x| run(x, &none)[0].clone(), |x, dy| run(x, dy)[1].clone());
+            assert!(of_x < tolerance::FINITE_DIFFERENCES, "dx: {of_x:e}");
+            // In A and in B the sum is linear: any step is exact.
+            const STEP: f64 = 1.0 / 64.0;
+            let dy: Vec<f64> = normal(2, N * OUT).collect();
+            let [_, _, analytic] = run(&x, &dy);
+            let sum = |values: &[f64]| -> f64 {
+                bench.lock().unwrap().set(values);
+                run(&x, &none)[0].iter().zip(&dy).map(|(y, dy)| y * dy).sum()
+            };
+            let numeric: Vec<f64> = (0..analytic.len())
+                .map(|i| {
+                    let mut moved = values();
+                    moved[i] += STEP;
+                    let above = sum(&moved);
+                    moved[i] -= 2.0 * STEP;
+                    (above - sum(&moved)) / (2.0 * STEP)
+                })
+                .collect();
+            let error = scaled_error(&analytic, &numeric);
+            assert!(error < tolerance::FINITE_DIFFERENCES, "dA, dB: {error:e}, dropout {dropout}");
+        }
+    }
+}

@@ -12,7 +12,7 @@ pub mod adamw;
 pub mod adamw_8bit;
 pub mod attention;
 #[cfg(test)]
-mod check;
+pub(crate) mod check;
 pub mod copy;
 pub mod cross_entropy;
 pub mod dropout;
