@@ -18,7 +18,10 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("device", &["error", "ffi"]),
     ("ops", &["error", "device", "ffi", "quant", "random", "tolerance"]),
     ("params", &["error", "device", "ops"]),
-    ("model", &["error", "json", "ops", "params", "device", "quant", "checkpoint", "random"]),
+    (
+        "model",
+        &["error", "json", "ops", "params", "device", "quant", "checkpoint", "random", "tolerance"],
+    ),
     ("methods", &["error", "model", "params", "device", "checkpoint", "random"]),
     ("optim", &["error", "ops", "params", "device", "quant"]),
     (
