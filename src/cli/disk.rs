@@ -1,11 +1,8 @@
 //! Room on the disk: what a run will write, held against what is free before it starts.
 
-use std::path::Path;
-
 use qlora_train::error::{Error, Place};
 use qlora_train::optim::adamw::Moments;
 use qlora_train::train::plan::Plan;
-use sysinfo::Disks;
 
 use super::flags::TrainFlags;
 use super::output;
@@ -36,7 +33,8 @@ pub fn needed(flags: &TrainFlags, plan: &Plan, total: Option<u64>) -> u64 {
 /// Too little room.
 pub fn check(flags: &TrainFlags, plan: &Plan, total: u64) -> Result<(), Error> {
     let (folder, needed) = (&flags.output.output_dir, needed(flags, plan, Some(total)));
-    let Some(free) = free(folder) else { return Ok(()) };
+    // Some file systems do not tell.
+    let Ok(free) = fs4::available_space(folder) else { return Ok(()) };
     output::note(format_args!("disk: {} MiB at most, {} MiB are free", mib(needed), mib(free)));
     if needed <= free {
         return Ok(());
@@ -49,14 +47,4 @@ pub fn check(flags: &TrainFlags, plan: &Plan, total: u64) -> Result<(), Error> {
         mib(free)
     );
     Err(Error::input(Place::flag("--output-dir"), what))
-}
-
-/// Bytes that are free where `folder` is, as far as the system tells.
-fn free(folder: &Path) -> Option<u64> {
-    let folder = folder.canonicalize().ok()?;
-    let disks = Disks::new_with_refreshed_list();
-    let under = disks.iter().filter(|disk| folder.starts_with(disk.mount_point()));
-    let nearest = under.max_by_key(|disk| disk.mount_point().as_os_str().len())?;
-    // Some file systems tell nothing of the kind.
-    (nearest.total_space() > 0).then(|| nearest.available_space())
 }

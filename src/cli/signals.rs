@@ -1,4 +1,4 @@
-//! SIGINT and SIGTERM: the first asks the run to finish its step and write a checkpoint, the second
+//! SIGINT and SIGTERM: the first asks the run to finish its micro-batch and write a checkpoint, the second
 //! ends the process at once. Files are whole at every moment, so nothing is lost but the step.
 
 use std::sync::Arc;
@@ -24,7 +24,9 @@ pub fn watch() -> anyhow::Result<Arc<AtomicI32>> {
             if arrived.swap(signal, Ordering::SeqCst) != 0 {
                 signal_hook::low_level::exit(128 + signal);
             }
-            output::note("stopping: the step under way is finished first; once more to leave now");
+            output::note(
+                "stopping: the micro-batch under way is finished first; once more to leave now",
+            );
         }
     });
     Ok(stop)
