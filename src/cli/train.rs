@@ -174,11 +174,15 @@ impl Task<'_> {
         let micro = MicroBatch::new(std::slice::from_ref(example), &[Row { examples: vec![0] }]);
         let effect = verify(folder.path(), session, &micro)?;
         let place = example.origin.place(&self.args.data);
-        if effect.changes {
-            let Effect { without, with, .. } = effect;
+        let Effect { without, with, changes, is_zero } = effect;
+        if changes {
             output::note(format_args!(
                 "adapter read back and verified; loss of {place}: {without:.4} without it, {with:.4} with it"
             ));
+            return Ok(());
+        }
+        if !is_zero {
+            output::warn(format_args!("the adapter is too small to change the loss of {place}"));
             return Ok(());
         }
         // A schedule that starts at 0 leaves the adapter of a single step as it was.

@@ -53,6 +53,8 @@ pub struct Effect {
     pub with: f64,
     /// Whether any of the losses is another one.
     pub changes: bool,
+    /// Whether all of its updates are zero.
+    pub is_zero: bool,
 }
 
 /// Reads the adapter in `folder` as everybody does, and compares it with `session`: its tensors, and the
@@ -76,5 +78,6 @@ pub fn verify(folder: &Path, session: &mut Session, micro: &MicroBatch) -> Resul
     let mean = |losses: &[f32]| {
         losses.iter().map(|loss| f64::from(*loss)).sum::<f64>() / losses.len() as f64
     };
-    Ok(Effect { without: mean(&without), with: mean(&read), changes: without != read })
+    let is_zero = adapter.modules.values().all(|pair| pair.b.iter().all(|b| *b == 0.0));
+    Ok(Effect { without: mean(&without), with: mean(&read), changes: without != read, is_zero })
 }

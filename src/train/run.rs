@@ -118,20 +118,19 @@ impl Run<'_> {
                     last_loss = done.loss;
                     self.told(metrics.write(&done), observer)?;
                     observer.step(&done, total);
+                    if step == 1 {
+                        self.note_inert(observer);
+                    }
                 }
                 Done::Skipped(skipped) => {
                     observer.skipped(&skipped);
                     self.told(metrics.write(&SkippedMetrics::of(&skipped)), observer)?;
                     self.refuse_too_many(&skipped, &state, observer)?;
-                    continue;
                 }
                 Done::Stopped => {
                     self.save(&state)?;
                     return Err(Error::Interrupted { signal: stop.load(Ordering::Relaxed) });
                 }
-            }
-            if step == 1 {
-                self.note_inert(observer);
             }
             if !self.eval.is_empty() && is_due(step, self.routine.eval_steps, total) {
                 let evaluation = self.evaluate(step)?;
@@ -197,7 +196,7 @@ impl Run<'_> {
         let rate = self.routine.schedule.rate(step);
         self.optimizer.apply(device, params, rate, (norm, step - state.seen.skipped));
         state.seen.applied(norm);
-        if step == 1 {
+        if step - state.seen.skipped == 1 {
             state.first_loss = done.loss;
         }
         let seconds = begun.elapsed().as_secs_f64();
