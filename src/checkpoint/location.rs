@@ -165,8 +165,24 @@ impl ModelFiles {
 const ADAPTER: &str = "is a PEFT adapter, not a model: give its base model as MODEL and this \
                        folder as the adapter";
 
-/// Endings of the files of a model.
-const OF_MODELS: [&str; 5] = ["json", "safetensors", "jinja", "model", "txt"];
+/// How a model writes text: what a tokenizer needs, and the chat template.
+pub const TOKENIZER_FILES: [&str; 9] = [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+];
+
+/// Whether `name` is that of a file which is read of a model.
+fn is_of_a_model(name: &str) -> bool {
+    let others = ["config.json", "generation_config.json", INDEX];
+    name.ends_with(".safetensors") || others.contains(&name) || TOKENIZER_FILES.contains(&name)
+}
 
 /// Refuses files of a model that are links to somewhere else: what somebody packed must not decide what is
 /// read here. Links within the folder are fine, those of a download cache from a snapshot to its blobs, and
@@ -177,9 +193,8 @@ fn refuse_links_out(folder: &Path, named: Option<&str>) -> Result<(), Error> {
     let blobs = blobs.and_then(Path::parent).map(|repository| repository.join("blobs"));
     for entry in fs::read_dir(folder).map_err(Error::io(folder))? {
         let path = entry.map_err(Error::io(folder))?.path();
-        let ending = path.extension().and_then(|ending| ending.to_str()).unwrap_or("");
-        let is_named = path.file_name().and_then(|name| name.to_str()) == named && named.is_some();
-        if !path.is_symlink() || is_named || !OF_MODELS.contains(&ending) {
+        let name = path.file_name().and_then(|name| name.to_str());
+        if !path.is_symlink() || !name.is_some_and(is_of_a_model) || name == named {
             continue;
         }
         // A broken link leads nowhere; whoever opens it says so.

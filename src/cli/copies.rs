@@ -4,28 +4,15 @@ use std::path::{Path, PathBuf};
 
 use qlora_train::checkpoint::atomic;
 use qlora_train::checkpoint::folder::OutputFolder;
-use qlora_train::checkpoint::location::ModelFiles;
+use qlora_train::checkpoint::location::{ModelFiles, TOKENIZER_FILES};
 use qlora_train::error::Error;
-
-/// How a model writes text: what a tokenizer needs, and the chat template.
-const TOKENIZER: [&str; 9] = [
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "chat_template.json",
-    "tokenizer.model",
-    "vocab.json",
-    "merges.txt",
-];
 
 /// Copies the tokenizer files that are there; `place` gives the path of a name.
 ///
 /// # Errors
 /// A file cannot be read or written.
 pub fn tokenizer(model: &ModelFiles, mut place: impl FnMut(&str) -> PathBuf) -> Result<(), Error> {
-    TOKENIZER.iter().try_for_each(|name| copy(model, name, &mut place))
+    TOKENIZER_FILES.iter().try_for_each(|name| copy(model, name, &mut place))
 }
 
 /// Copies everything around the weights but `config.json`: a whole model folder results.

@@ -64,7 +64,7 @@ impl fmt::Display for Identity {
 }
 
 /// The digest of a text.
-pub fn of_text(text: &str) -> u64 {
+fn of_text(text: &str) -> u64 {
     let mut digest = Digest::default();
     digest.part(text.as_bytes());
     digest.value()

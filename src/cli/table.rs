@@ -97,7 +97,8 @@ pub fn plan(plan: &Plan) -> String {
 /// What else the budget could hold, and what a larger one would buy.
 pub fn outlook(outlook: &Outlook) -> String {
     let Outlook { everything, resident, longest_sequence, largest_batch, largest_member } = outlook;
-    let member = largest_member.map_or_else(String::new, |name| format!(", or {name}"));
+    let member =
+        largest_member.map_or_else(String::new, |name| format!(", or a model as large as {name}"));
     format!(
         "  the budget holds a sequence of {} tokens, or a micro-batch of {}{member}; all weights stay \
          with {} MiB, and nothing is computed twice with {} MiB",

@@ -88,8 +88,8 @@ pub struct Found {
     optimizer: TensorFile,
 }
 
-/// Writes `output/checkpoint-N`, reads it back, and then removes the oldest beyond `keep`. One of the same
-/// step that stands there whole stays as it is.
+/// Writes `output/checkpoint-N`, reads it back, and then removes the oldest beyond `keep`. One that stands
+/// there whole, with the same adapter, stays; another one of the same step goes once this one is whole.
 ///
 /// # Errors
 /// [`Error::Io`], or numbers that are not finite; older checkpoints are untouched then.
@@ -104,21 +104,19 @@ pub fn save(
 ) -> Result<(), Error> {
     let name = format!("{PREFIX}{}", state.global_step);
     let (unfinished, folder) = (output.join(format!("{UNFINISHED}{name}")), output.join(name));
-    if folder.exists() {
-        if Found::read(&folder, &state.identity).is_ok_and(|found| found.state == *state) {
-            return Ok(());
-        }
-        remove(&folder)?;
+    let is_whole = |folder: &Path| Found::read(folder, &state.identity)?.holds(device, params);
+    if folder.exists() && is_whole(&folder).is_ok() {
+        return Ok(());
     }
     remove(&unfinished)?;
     let written = write_files(&unfinished, device, params, optimizer, form, state)
-        .and_then(|()| Found::read(&unfinished, &state.identity))
-        .and_then(|found| found.holds(device, params));
+        .and_then(|()| is_whole(&unfinished));
     if let Err(error) = written {
         // What failed is told; that its rest could not be removed either would add nothing.
         let _ = remove(&unfinished);
         return Err(error);
     }
+    remove(&folder)?;
     std::fs::rename(&unfinished, &folder).map_err(Error::io(&folder))?;
     atomic::sync_folder(output)?;
     rotate(output, state.global_step, keep)
