@@ -4,16 +4,15 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use qlora_train::data::{Dataset, Policy};
 use qlora_train::error::{Error, Place};
 use qlora_train::train::check::{Comparison, Subject};
 use serde_json::json;
 
-use super::corpus::tell_length;
+use super::corpus::Reading;
 use super::flags::{BaseFlags, DataFlags, DeviceFlags, MethodFlags};
-use super::opened::{Opened, open};
+use super::opened::open;
+use super::output;
 use super::values::{Date, whole};
-use super::{output, told};
 
 /// Flags of `check`.
 #[derive(Debug, Clone, Args)]
@@ -53,7 +52,8 @@ pub fn run(args: &CheckArgs) -> anyhow::Result<()> {
     let opened = open(args.model.as_deref().ok_or_else(missing)?)?;
     let source = MethodFlags { lora_dropout: 0.0, ..args.method.clone() }.source()?;
     source.check(&opened, args.method.foreign)?;
-    let data = load(args, &opened)?;
+    let date = args.data_flags.date.unwrap_or_else(Date::today);
+    let data = Reading::new(&args.data_flags, &opened, None, date)?.read(&args.data, &opened)?;
     machine.tell();
     let examples = &data.examples[..args.records.min(data.examples.len())];
     let tokens: usize = examples.iter().map(|example| example.tokens.len()).sum();
@@ -99,16 +99,6 @@ pub fn run(args: &CheckArgs) -> anyhow::Result<()> {
 
 /// Seed of the adapter's numbers.
 const SEED: u64 = 42;
-
-fn load(args: &CheckArgs, opened: &Opened) -> Result<Dataset, Error> {
-    let date = args.data_flags.date.unwrap_or_else(Date::today);
-    let tokenizer = opened.tokenizer(date.moment())?;
-    let seq_len = args.data_flags.seq_len.unwrap_or_else(|| opened.usual_length());
-    tell_length(seq_len, opened);
-    let train_on = args.data_flags.train_on.train_on();
-    let policy = Policy { seq_len, vocab_size: opened.config.vocab, train_on };
-    told::load(&args.data, opened, tokenizer.as_ref(), &policy)
-}
 
 fn row(Comparison { name, difference, bound }: &Comparison) -> String {
     let verdict = if difference <= bound { "holds" } else { "FAILS" };

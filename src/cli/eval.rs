@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use qlora_train::checkpoint::adapter::Adapter;
-use qlora_train::data::{Dataset, Policy};
+use qlora_train::data::Dataset;
 use qlora_train::device::Device;
 use qlora_train::error::{Error, Place};
 use qlora_train::methods::lora;
@@ -18,7 +18,7 @@ use qlora_train::train::evaluate::{Evaluation, RecordLoss, evaluate, limits};
 use qlora_train::train::session::Session;
 use serde_json::{Value, json};
 
-use super::corpus::tell_length;
+use super::corpus::Reading;
 use super::flags::{BaseFlags, DataFlags, DeviceFlags, ForeignFlags};
 use super::opened::{Opened, open};
 use super::table::grouped;
@@ -92,15 +92,10 @@ pub fn run(args: &EvalArgs) -> anyhow::Result<()> {
 
 fn load_data(args: &EvalArgs, opened: &Opened) -> Result<(Dataset, usize), Error> {
     let date = args.data_flags.date.unwrap_or_else(Date::today);
-    let brings = template_of(&args.adapter);
-    let tokenizer = opened.tokenizer_of(brings, date.moment())?;
-    let seq_len = args.data_flags.seq_len.unwrap_or_else(|| opened.usual_length());
-    tell_length(seq_len, opened);
-    let train_on = args.data_flags.train_on.train_on();
-    let policy = Policy { seq_len, vocab_size: opened.config.vocab, train_on };
-    let data = told::load(&args.data, opened, tokenizer.as_ref(), &policy)?;
-    told::tell("data", &data.report, tokenizer.as_ref());
-    Ok((data, seq_len))
+    let reading = Reading::new(&args.data_flags, opened, template_of(&args.adapter), date)?;
+    let data = reading.read(&args.data, opened)?;
+    told::tell("data", &data.report, reading.tokenizer.as_ref());
+    Ok((data, reading.policy.seq_len))
 }
 
 /// The adapter whose chat template the records are rendered with: of several, the first.

@@ -6,12 +6,12 @@ use std::path::PathBuf;
 use clap::Args;
 use qlora_train::checkpoint::atomic;
 use qlora_train::data::Tokenizer;
-use qlora_train::data::{Counts, DataReport, Dataset, Example, Policy, RecordKind};
+use qlora_train::data::{Counts, DataReport, Dataset, Example, RecordKind};
 use qlora_train::data::{ExplainedToken, explain};
 use qlora_train::error::{Error, Place, escape};
 use serde_json::{Value, json};
 
-use super::corpus::tell_length;
+use super::corpus::Reading;
 use super::flags::DataFlags;
 use super::opened::open;
 use super::values::{Date, whole};
@@ -49,27 +49,24 @@ pub struct InspectArgs {
 pub fn run(args: &InspectArgs) -> anyhow::Result<()> {
     let missing = || Error::input(Place::flag("MODEL"), "missing: give a model and data");
     let opened = open(args.model.as_deref().ok_or_else(missing)?)?;
-    let tokenizer = opened.tokenizer(args.flags.date.unwrap_or_else(Date::today).moment())?;
-    let seq_len = args.flags.seq_len.unwrap_or_else(|| opened.usual_length());
-    tell_length(seq_len, &opened);
-    let train_on = args.flags.train_on.train_on();
-    let policy = Policy { seq_len, vocab_size: opened.config.vocab, train_on };
-    let data = told::load(&args.data, &opened, tokenizer.as_ref(), &policy)?;
+    let date = args.flags.date.unwrap_or_else(Date::today);
+    let reading = Reading::new(&args.flags, &opened, None, date)?;
+    let (data, tokenizer) = (reading.read(&args.data, &opened)?, reading.tokenizer.as_ref());
     if let Some(path) = &args.html {
         let shown = &data.examples[..args.records.min(data.examples.len())];
-        let page = page::page(&args.data, &data.report, shown, tokenizer.as_ref());
+        let page = page::page(&args.data, &data.report, shown, tokenizer);
         atomic::write_bytes(path, page)?;
     }
     if args.json {
-        return output::json(&as_json(args, &data, tokenizer.as_ref()));
+        return output::json(&as_json(args, &data, tokenizer));
     }
-    told::tell("data", &data.report, tokenizer.as_ref());
-    if let Err(error) = told::refuse(&args.data, &data.report, tokenizer.as_ref()) {
+    told::tell("data", &data.report, tokenizer);
+    if let Err(error) = told::refuse(&args.data, &data.report, tokenizer) {
         output::warn(format_args!("training refuses this: {error}"));
     }
     let colour = std::io::stdout().is_terminal();
     for example in data.examples.iter().take(args.records) {
-        show(args, example, tokenizer.as_ref(), colour)?;
+        show(args, example, tokenizer, colour)?;
     }
     Ok(())
 }

@@ -16,13 +16,14 @@ use qlora_train::train::plan::{Outlook, Plan, outlook, plan};
 use qlora_train::train::steps::{Length, Steps};
 use serde_json::{Value, json};
 
+use super::corpus::Reading;
 use super::flags::{BatchFlags, TrainFlags, spelled};
 use super::job::{first_that_fits, job, larger, tell_split};
 use super::machine::Machine;
 use super::opened::{Opened, open, read_config, usual_length};
 use super::values::Date;
-use super::{disk, output, table, told};
-use qlora_train::data::{Dataset, Policy};
+use super::{disk, output, table};
+use qlora_train::data::Dataset;
 
 /// Flags of `plan`: those of training.
 #[derive(Debug, Clone, Args)]
@@ -76,7 +77,7 @@ pub fn run(args: &PlanArgs) -> anyhow::Result<()> {
     let seq_len = args.flags.data.seq_len.unwrap_or_else(|| usual_length(known.config()));
     let records = match args.data.is_empty() {
         true => None,
-        false => Some(Records::read(args, &known, seq_len)?),
+        false => Some(Records::read(args, &known)?),
     };
     let (config, weights, method) = (known.config(), known.weights(), source.method());
     let with = |batch: BatchFlags| -> Result<_, Error> {
@@ -128,21 +129,17 @@ struct Records {
 }
 
 impl Records {
-    fn read(args: &PlanArgs, known: &Known, seq_len: usize) -> Result<Self, Error> {
+    fn read(args: &PlanArgs, known: &Known) -> Result<Self, Error> {
         let Known::Whole(opened) = known else {
             let what =
                 "a model without tensor files has no tokenizer to read it with: leave it out";
             return Err(Error::input(Place::flag("DATA"), what));
         };
         let flags = &args.flags;
-        let tokenizer = opened.tokenizer(flags.data.date.unwrap_or_else(Date::today).moment())?;
-        let train_on = flags.data.train_on.train_on();
-        let policy = Policy { seq_len, vocab_size: opened.config.vocab, train_on };
-        let load = |files: &[PathBuf]| -> Result<Dataset, Error> {
-            told::load(files, opened, tokenizer.as_ref(), &policy)
-        };
-        let (train, eval) = (load(&args.data)?, &flags.output.eval_data);
-        let eval = if eval.is_empty() { None } else { Some(load(eval)?) };
+        let date = flags.data.date.unwrap_or_else(Date::today);
+        let reading = Reading::new(&flags.data, opened, None, date)?;
+        let (train, eval) = (reading.read(&args.data, opened)?, &flags.output.eval_data);
+        let eval = if eval.is_empty() { None } else { Some(reading.read(eval, opened)?) };
         Ok(Self { train, eval, length: flags.batch.length() })
     }
 

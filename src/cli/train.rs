@@ -100,7 +100,7 @@ fn fit<'a>(
     let with = |batch: BatchFlags| -> Result<Fitted<'a>, Error> {
         let mut args = args.clone();
         args.flags.batch = batch;
-        let (flags, batching) = (&args.flags, args.flags.batch.batching(corpus.seq_len));
+        let (flags, batching) = (&args.flags, args.flags.batch.batching(corpus.seq_len()));
         let steps = Steps::new(&corpus.train.examples, batching, flags.batch.length());
         let limits = corpus.limits(&steps);
         let most = (limits, steps.window_size());
@@ -132,7 +132,8 @@ impl Task<'_> {
         let resolved = self.resolved(total);
         let settings = resolved::numbers(self.args, &resolved);
         let identity = Identity::of(&self.opened, &self.corpus.train.examples, &settings)?;
-        let provenance = identity.provenance(&self.opened, self.corpus.tokenizer.as_ref())?;
+        let provenance =
+            identity.provenance(&self.opened, self.corpus.reading.tokenizer.as_ref())?;
         let identity = identity.to_string();
         let found = find_checkpoint(flags, folder, &identity, total)?;
         let (session, config) = self.load()?;
@@ -198,9 +199,9 @@ impl Task<'_> {
 
     fn resolved(&self, total: u64) -> Resolved<'_> {
         Resolved {
-            seq_len: self.corpus.seq_len,
+            seq_len: self.corpus.seq_len(),
             warmup: self.args.flags.optimizer.schedule(total).warmup,
-            date: self.corpus.date,
+            date: self.corpus.reading.date,
             source: &self.source,
         }
     }
@@ -211,7 +212,7 @@ impl Task<'_> {
             schedule: flags.optimizer.schedule(total),
             seed: flags.batch.seed,
             eval_steps: flags.output.eval_steps.map(|steps| steps as u64),
-            seq_len: self.corpus.seq_len,
+            seq_len: self.corpus.seq_len(),
             save_steps: flags.output.save_steps.map(|steps| steps as u64),
             keep_checkpoints: flags.output.keep_checkpoints,
             on_save_error: flags.output.on_save_error.meaning(),

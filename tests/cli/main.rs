@@ -36,6 +36,18 @@ fn demo(name: &str) -> String {
     format!("{}/src/demo/{name}", env!("CARGO_MANIFEST_DIR"))
 }
 
+/// Copies a folder with everything in it.
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        match entry.path().is_dir() {
+            true => copy(&entry.path(), &to.join(entry.file_name())),
+            false => drop(fs::copy(entry.path(), to.join(entry.file_name())).unwrap()),
+        }
+    }
+}
+
 /// A scratch folder in which the program runs.
 struct Place(tempfile::TempDir);
 

@@ -2,23 +2,12 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, ExitStatus, Stdio};
 
-use crate::{Place, QUICK, data, metrics, model, refusal, stderr};
+use crate::{Place, QUICK, copy, data, metrics, model, refusal, stderr};
 
 const ADAPTER: &str = "adapter_model.safetensors";
-
-fn copy(from: &Path, to: &Path) {
-    fs::create_dir_all(to).unwrap();
-    for entry in fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        match entry.path().is_dir() {
-            true => copy(&entry.path(), &to.join(entry.file_name())),
-            false => drop(fs::copy(entry.path(), to.join(entry.file_name())).unwrap()),
-        }
-    }
-}
 
 /// A run with checkpoints 2, 4 and 6, and a copy of its folder as it stood after step 4.
 fn interrupted(place: &Place, more: &[&str]) {

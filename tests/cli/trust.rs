@@ -1,19 +1,16 @@
 //! What a run proves, refuses and leaves out.
 
 use std::fs;
+use std::path::Path;
 
 use serde_json::Value;
 
-use crate::{Place, QUICK, data, demo, metrics, model, refusal, stderr};
+use crate::{Place, QUICK, copy, data, demo, metrics, model, refusal, stderr};
 
 /// A copy of the model, in which `spoil` changes the f32 numbers of tensors.
 fn spoilt(place: &Place, name: &str, spoil: impl Fn(&str, &mut [u8])) -> String {
     let to = place.path(name);
-    fs::create_dir(&to).unwrap();
-    for entry in fs::read_dir(model()).unwrap() {
-        let entry = entry.unwrap();
-        fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
-    }
+    copy(Path::new(&model()), &to);
     let path = to.join("model.safetensors");
     let mut bytes = fs::read(&path).unwrap();
     let head = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
@@ -148,17 +145,10 @@ fn an_adapter_is_used_on_its_own_base_only_unless_told_otherwise() {
 fn the_chat_template_of_an_adapter_is_used_and_another_one_of_the_model_told() {
     let (place, model, records) = (Place::new(), demo("model"), demo("valid.jsonl"));
     place.ok(&[&model, &records, "--output-dir", "a", "--max-steps", "2"]);
-    let changed = place.path("changed");
-    fs::create_dir(&changed).unwrap();
-    for entry in fs::read_dir(&model).unwrap() {
-        let entry = entry.unwrap();
-        fs::copy(entry.path(), changed.join(entry.file_name())).unwrap();
-    }
-    let path = changed.join("tokenizer_config.json");
-    let mut config: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
-    let template = config["chat_template"].as_str().unwrap().to_owned();
-    config["chat_template"] = format!("Once upon a time{template}").into();
-    fs::write(&path, config.to_string()).unwrap();
+    let config = demo_config();
+    let (template, end) = (config["chat_template"].as_str(), config["eos_token"].as_str());
+    let template = format!("Once upon a time{}", template.unwrap());
+    let changed = with_template(&place, &template, end.unwrap());
     let messages = place.write("m.json", r#"[{"role": "user", "content": "Hi"}]"#);
     let run = |model: &str, more: &[&str]| {
         let usual = ["generate", model, "--messages", &messages, "--json", "--max-new-tokens", "1"];
@@ -168,11 +158,10 @@ fn the_chat_template_of_an_adapter_is_used_and_another_one_of_the_model_told() {
         (result["prompt_tokens"].clone(), stderr(&output))
     };
     let (trained, _) = run(&model, &["--adapter", "a"]);
-    let changed = changed.to_str().unwrap();
-    let (with, told) = run(changed, &["--adapter", "a"]);
+    let (with, told) = run(&changed, &["--adapter", "a"]);
     assert_eq!(with, trained);
     assert!(told.contains("warning: a: brings a chat template of its own"), "{told}");
-    let (without, told) = run(changed, &[]);
+    let (without, told) = run(&changed, &[]);
     assert!(without != trained && !told.contains("chat template"), "{told}");
 }
 
@@ -196,19 +185,18 @@ fn a_longer_run_goes_on_from_a_shorter_one_and_says_so() {
     assert!(place.bytes("out/adapter_model.safetensors") == long);
 }
 
+fn demo_config() -> Value {
+    serde_json::from_slice(&fs::read(demo("model/tokenizer_config.json")).unwrap()).unwrap()
+}
+
 /// A copy of the demo's model whose template is `template`, and whose files name `end` as the end token.
 fn with_template(place: &Place, template: &str, end: &str) -> String {
     let (model, to) = (demo("model"), place.path("templated"));
-    fs::create_dir(&to).unwrap();
-    for entry in fs::read_dir(&model).unwrap() {
-        let entry = entry.unwrap();
-        fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
-    }
-    let path = to.join("tokenizer_config.json");
-    let mut config: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    copy(Path::new(&model), &to);
+    let mut config = demo_config();
     config["chat_template"] = template.into();
     config["eos_token"] = end.into();
-    fs::write(&path, config.to_string()).unwrap();
+    fs::write(to.join("tokenizer_config.json"), config.to_string()).unwrap();
     to.to_str().unwrap().to_owned()
 }
 
@@ -219,11 +207,7 @@ const CHAT: &str =
 fn answers_that_never_end_are_refused_before_anything_is_learned() {
     let place = Place::new();
     let template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}";
-    let original: Value = serde_json::from_slice(
-        &fs::read(format!("{}/tokenizer_config.json", demo("model"))).unwrap(),
-    )
-    .unwrap();
-    let model = with_template(&place, template, original["eos_token"].as_str().unwrap());
+    let model = with_template(&place, template, demo_config()["eos_token"].as_str().unwrap());
     let data = place.write("chat.jsonl", CHAT);
     let output = place.run(&[&model, &data, "--output-dir", "out"]);
     let told = refusal(&output);

@@ -336,7 +336,6 @@ fn products_of_many_rows_and_of_many_columns() {
                 a: [before(a, far, a_row), 0],
                 b: [b, 0],
                 out: before(out, far, STRIDE * 2),
-                bias: 0,
                 residual: before(residual, far, STRIDE * 2),
                 a_stride: [a_stride, 0],
                 b_stride: [128, 0],
@@ -347,7 +346,7 @@ fn products_of_many_rows_and_of_many_columns() {
                 n: 40,
                 alpha: 1.0,
                 add: 1,
-                wide: 0,
+                ..Matmul::default()
             };
             let tile = if kernel.contains("large") { 128 } else { 64 };
             launch(card, super::matmul::grid(kernel, 1, 1), [0, far / tile, 0], &params);
@@ -362,18 +361,14 @@ fn products_of_many_rows_and_of_many_columns() {
             a: [a, 0],
             b: [before(b, far, STRIDE * 2), 0],
             out: before(out, far, 2),
-            bias: 0,
-            residual: 0,
             a_stride: [K as u64, 0],
             b_stride: [STRIDE, 0],
             out_stride: 64,
-            residual_stride: 0,
             k: [K as u32, 0],
             m: ROWS as u32,
             n: far as u32 + ROWS as u32,
             alpha: 1.0,
-            add: 0,
-            wide: 0,
+            ..Matmul::default()
         };
         launch(card, super::matmul::grid("matmul_nt", 1, 1), [far / 64, 0, 0], &params);
         vec![(out, ROWS * 64 * 2)]
@@ -388,18 +383,14 @@ fn products_of_many_rows_and_of_many_columns() {
             a: [a, 0],
             b: [before(codes, far, STRIDE / 2), 0],
             out: before(out, far, 2),
-            bias: 0,
-            residual: 0,
             a_stride: [STRIDE, 0],
             b_stride: [STRIDE, 0],
             out_stride: 64,
-            residual_stride: 0,
             k: [STRIDE as u32, 0],
             m: ROWS as u32,
             n: far as u32 + ROWS as u32,
             alpha: 1.0,
-            add: 0,
-            wide: 0,
+            ..Matmul::default()
         };
         let params = Matmul4bit {
             product,
