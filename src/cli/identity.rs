@@ -13,7 +13,7 @@ use qlora_train::checkpoint::adapter::Provenance;
 use qlora_train::checkpoint::digest::Digest;
 use qlora_train::data::{Example, Tokenizer};
 use qlora_train::error::Error;
-use qlora_train::model::fingerprint::fingerprint;
+use qlora_train::model::fingerprint::Fingerprint;
 use qlora_train::train::checkpoints::PROGRAM;
 
 use super::opened::Opened;
@@ -48,7 +48,7 @@ impl Identity {
         let hex = |digest: u64| Some(format!("{digest:016x}"));
         let template = tokenizer.and_then(Tokenizer::chat_template);
         Ok(Provenance {
-            base: Some(fingerprint(&opened.config, &opened.weights)?),
+            base: Some(Fingerprint::of(&opened.config, &opened.weights)?.to_string()),
             data: hex(self.data),
             template: template.and_then(|template| hex(of_text(template.source()))),
             program: Some(PROGRAM.to_owned()),

@@ -12,7 +12,7 @@ use qlora_train::data::Tokenizer;
 use qlora_train::data::TokenizerFiles;
 use qlora_train::error::{Error, Place, escape};
 use qlora_train::model::config::Config;
-use qlora_train::model::fingerprint::fingerprint;
+use qlora_train::model::fingerprint::Fingerprint;
 use qlora_train::model::load::Residence;
 
 use super::flags::{ForeignFlags, WeightsName};
@@ -97,8 +97,8 @@ impl Opened {
         ForeignFlags { any_base }: ForeignFlags,
     ) -> Result<(), Error> {
         let Some(theirs) = &adapter.provenance.base else { return Ok(()) };
-        let ours = fingerprint(&self.config, &self.weights)?;
-        if ours == *theirs {
+        let ours = Fingerprint::of(&self.config, &self.weights)?;
+        if ours.may_be(&Fingerprint::read(theirs)) {
             return Ok(());
         }
         let name = adapter.config.base_model.as_deref().unwrap_or("another model");

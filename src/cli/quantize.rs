@@ -18,6 +18,7 @@ use qlora_train::device::{Device, Dtype, Hardware};
 use qlora_train::error::{Error, Place};
 use qlora_train::json;
 use qlora_train::model::config::Config;
+use qlora_train::model::fingerprint;
 use qlora_train::model::load::{Quantization, Residence, ScaleForm, load, tables};
 use qlora_train::model::quantize::{NestedScales, StoreForm, book_of, encode, scale_kind_of};
 use qlora_train::model::synthetic;
@@ -185,7 +186,10 @@ impl Store<'_> {
                 group.iter().map(|name| self.specs(name)).collect::<Result<Vec<_>, _>>()?;
             specs.push(of_group.concat());
         }
-        let mut writer = TensorWriter::create(path, specs, Align::Cache)?;
+        let source = fingerprint::linear_weights(&self.opened.weights)?;
+        let metadata = source.map(|digest| (fingerprint::SOURCE.to_owned(), digest));
+        let metadata = metadata.into_iter().collect();
+        let mut writer = TensorWriter::create_with(path, specs, Align::Cache, &metadata)?;
         for (done, group) in groups.iter().enumerate() {
             check()?;
             group.iter().try_for_each(|name| self.write_one(&mut writer, name))?;

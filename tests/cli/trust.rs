@@ -118,11 +118,15 @@ fn an_adapter_is_read_back_and_what_it_does_is_told() {
 fn an_adapter_is_used_on_its_own_base_only_unless_told_otherwise() {
     let (place, model, data) = (Place::new(), model(), data());
     place.train("out", &[]);
-    let other = spoilt(&place, "other", |tensor, bytes| {
-        if tensor == "model.norm.weight" {
-            bytes[2] ^= 1;
-        }
-    });
+    let with_another = |name: &str, changed: &'static str| {
+        let spoil = move |tensor: &str, bytes: &mut [u8]| {
+            if tensor == changed {
+                bytes[2] ^= 1;
+            }
+        };
+        spoilt(&place, name, spoil)
+    };
+    let other = with_another("other", "model.norm.weight");
     let commands: [&[&str]; 4] = [
         &["eval", &other, &data, "--adapter", "out"],
         &["generate", &other, "--prompt-ids", "1,2", "--adapter", "out"],
@@ -136,9 +140,16 @@ fn an_adapter_is_used_on_its_own_base_only_unless_told_otherwise() {
         assert_eq!(output.status.code(), Some(0), "{command:?}: {}", stderr(&output));
         assert!(stderr(&output).contains("warning: out: was trained on"), "{}", stderr(&output));
     }
-    // A store in four bits of the same model is the same base.
+    // A store in four bits of the same model is the same base; one of a model whose linear maps alone are
+    // others, as those of a merged one, is not, nor is that model itself.
     place.ok(&["quantize", &model, "--output", "store"]);
     place.ok(&["eval", "store", &data, "--adapter", "out"]);
+    let merged = with_another("merged-base", "model.layers.0.mlp.up_proj.weight");
+    place.ok(&["quantize", &merged, "--output", "merged-store"]);
+    for base in [&merged[..], "merged-store"] {
+        let output = place.run(&["eval", base, &data, "--adapter", "out"]);
+        assert!(refusal(&output).contains("--any-base"), "{base}: {}", stderr(&output));
+    }
 }
 
 #[test]
