@@ -4,6 +4,8 @@
 //! - bf16: the error against f64 is at most 2 times (gradients 3 times) that of plain bf16
 //!   arithmetic on the same problem, growing with the square root of the summed rows.
 //! - f64 against finite differences: the scaled maximum error is at most 1e-7.
+//! - On a user's own model, where there is no f64 reference: f32 gradients are within 5e-3 of finite
+//!   differences of f32 losses, and bf16 gradients within a tenth of the norm of those in f32.
 //!
 //! A scaled error compares with the largest number of the exact result, so noise near zero is
 //! excused and a wrong result never is.
@@ -12,6 +14,10 @@
 pub const F32: f64 = 1e-5;
 /// Largest scaled error of f64 gradients against central differences.
 pub const FINITE_DIFFERENCES: f64 = 1e-7;
+/// Largest error of f32 gradients against central differences of f32 losses.
+pub const FINITE_DIFFERENCES_F32: f64 = 5e-3;
+/// Largest distance of a bf16 gradient from that in f32, as a share of its norm.
+pub const BF16_OF_F32: f64 = 0.1;
 /// Error of a bf16 result, as a multiple of plain bf16 arithmetic's.
 pub const BF16: f64 = 2.0;
 /// The same for gradients.

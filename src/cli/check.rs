@@ -100,8 +100,9 @@ pub fn run(args: &CheckArgs) -> anyhow::Result<()> {
 /// Seed of the adapter's numbers.
 const SEED: u64 = 42;
 
-fn row(Comparison { name, difference, bound }: &Comparison) -> String {
-    let verdict = if difference <= bound { "holds" } else { "FAILS" };
+fn row(comparison: &Comparison) -> String {
+    let Comparison { name, difference, bound } = comparison;
+    let verdict = if comparison.holds() { "holds" } else { "FAILS" };
     let bound = if *bound == 0.0 { "0".to_owned() } else { format!("{bound:.0e}") };
     format!("  {verdict}  {difference:>8.1e} of {bound:>5}  {name}")
 }

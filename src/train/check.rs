@@ -3,7 +3,7 @@
 //!
 //! The adapter is filled with random numbers first: at the start of a run B is zero, and half of all
 //! mistakes would be multiplied by it. What must be the same bits has a bound of 0; where only the order of
-//! additions differs, the bound is that of f32 arithmetic ([`tolerance::F32`]). Dropout is off: it is the one
+//! additions differs, the bound is that of f32 arithmetic. All bounds are in [`tolerance`]. Dropout is off: it is the one
 //! thing that two ways may draw differently.
 
 use crate::checkpoint::weights::Weights;
@@ -61,12 +61,6 @@ impl Comparison {
         self.difference <= self.bound
     }
 }
-
-/// Largest difference of a finite difference in f32 from the gradient.
-const FINITE: f64 = 5e-3;
-
-/// Largest distance of a bf16 gradient from that in f32, by their norms.
-const BF16: f64 = 0.1;
 
 /// Adapter tensors along whose gradients the loss is differentiated.
 const TENSORS: usize = 6;
@@ -202,13 +196,13 @@ impl Subject<'_> {
         if self.device.dtype() == Dtype::Bf16 {
             let difference = norm_of_difference(&together.numbers, &exact.numbers);
             let name = "the gradient in bf16 and in f32, by their norms".to_owned();
-            tell(Comparison { name, difference, bound: BF16 });
+            tell(Comparison { name, difference, bound: tolerance::BF16_OF_F32 });
         }
         let entries = session.params.index().entries().to_vec();
         for entry in sampled(&entries, &exact) {
             let difference = self.differentiate(&mut session, entry, &exact)?;
             let name = format!("finite differences along {}", entry.name);
-            tell(Comparison { name, difference, bound: FINITE });
+            tell(Comparison { name, difference, bound: tolerance::FINITE_DIFFERENCES_F32 });
         }
         Ok(())
     }
