@@ -2,6 +2,7 @@
 //! nothing happened to, and what cannot be saved is an error that names the file.
 #![cfg(target_os = "linux")]
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -44,14 +45,17 @@ fn whole(folder: &Path, steps: &str) -> Vec<u8> {
     adapter(&out)
 }
 
-/// Goes on with what a run has left, to the end.
-fn finish(out: &Path, steps: &str, expected: &[u8], what: &str) {
+/// Goes on with what a run has left, to the end; gives after which step.
+fn finish(out: &Path, steps: &str, expected: &[u8], what: &str) -> u64 {
     let output = command(out, steps, &[]).output().unwrap();
     assert!(output.status.success(), "{what}: {}", told(&output));
     assert!(adapter(out) == expected, "{what}: another adapter");
     let names = fs::read_dir(out).unwrap().map(|entry| entry.unwrap().file_name());
     let left: Vec<_> = names.filter(|name| name.to_string_lossy().starts_with('.')).collect();
     assert!(left.is_empty(), "{what}: {left:?} is left");
+    let text = told(&output);
+    let step = text.split_once("going on after step ").and_then(|(_, rest)| rest.split_once(' '));
+    step.map_or(0, |(step, _)| step.parse().unwrap())
 }
 
 /// Whether a checkpoint is being written.
@@ -112,71 +116,87 @@ fn faulty_disk() -> PathBuf {
 
 const STEPS: &str = "5";
 
-/// A run on a disk that fails at call `call`; gives what came of it and how many calls it made.
-fn on_faulty_disk(out: &Path, call: u64, how: &str, more: &[&str]) -> (Output, u64) {
-    let count = out.with_extension("count");
-    let mut run = command(out, STEPS, more);
-    run.env("LD_PRELOAD", faulty_disk()).env("FAULTY_FOLDER", out).env("FAULTY_COUNT", &count);
+/// Where a run on the disk `disk` saves.
+fn output_of(disk: &Path) -> PathBuf {
+    disk.join("run")
+}
+
+/// A run on the new disk `disk`, which fails at call `call`; gives what came of it and how many calls it made.
+fn on_faulty_disk(disk: &Path, call: u64, how: &str, more: &[&str]) -> (Output, u64) {
+    let count = disk.with_extension("count");
+    fs::create_dir(disk).unwrap();
+    let mut run = command(&output_of(disk), STEPS, more);
+    run.env("LD_PRELOAD", faulty_disk()).env("FAULTY_FOLDER", disk).env("FAULTY_COUNT", &count);
     let output = run.env("FAULTY_CALL", call.to_string()).env("FAULTY_HOW", how).output().unwrap();
     let calls = fs::read_to_string(&count).ok().and_then(|text| text.parse().ok());
     (output, calls.unwrap_or(0))
 }
 
-/// What a fault must come to, at each of so many calls. Gives how many runs came to their end by themselves.
-fn each_call(folder: &Path, calls: u64, how: &str, more: &[&str], expected: &[u8]) -> u64 {
-    let (next, unhurt) = (AtomicU64::new(1), AtomicU64::new(0));
-    let failures = Mutex::new(Vec::new());
+/// What came of a fault.
+#[derive(Clone, Copy)]
+struct Outcome {
+    /// The run came to its end by itself.
+    unhurt: bool,
+    /// After which step the next one went on.
+    kept: u64,
+}
+
+/// What a fault at call `call` must come to.
+fn one_fault(disk: &Path, call: u64, how: &str, more: &[&str], expected: &[u8]) -> Outcome {
+    let (what, out) = (format!("{how} at call {call}"), output_of(disk));
+    let (output, _) = on_faulty_disk(disk, call, how, more);
+    match output.status.code() {
+        Some(0) => assert!(adapter(&out) == expected, "{what}: exit 0, another adapter"),
+        Some(1) => {
+            let text = told(&output);
+            let errors: Vec<&str> =
+                text.lines().filter(|line| line.starts_with("error: ")).collect();
+            assert_eq!(errors.len(), 1, "{what}: {text}");
+            let named = errors[0].contains(&*disk.to_string_lossy());
+            assert!(named, "{what}: which file? {}", errors[0]);
+        }
+        None if ["kill", "torn", "forgotten", "names"].contains(&how) => (),
+        other => panic!("{what}: {other:?}: {}", told(&output)),
+    }
+    let kept = finish(&out, STEPS, expected, &what);
+    let _ = fs::remove_dir_all(disk);
+    Outcome { unhurt: output.status.success(), kept }
+}
+
+/// What came of a fault at each of so many calls, in their order.
+fn each_call(folder: &Path, calls: u64, how: &str, more: &[&str], expected: &[u8]) -> Vec<Outcome> {
+    let next = AtomicU64::new(1);
+    let outcomes = Mutex::new(BTreeMap::new());
     let work = || {
         loop {
             let call = next.fetch_add(1, Ordering::SeqCst);
             if call > calls {
                 return;
             }
-            let out = folder.join(format!("{how}-{}-{call}", more.len()));
-            let what = format!("{how} at call {call} of {calls}");
-            let check = || {
-                let (output, _) = on_faulty_disk(&out, call, how, more);
-                match output.status.code() {
-                    Some(0) => {
-                        unhurt.fetch_add(1, Ordering::SeqCst);
-                        assert!(adapter(&out) == expected, "{what}: exit 0, another adapter");
-                    }
-                    Some(1) => {
-                        let text = told(&output);
-                        let errors: Vec<&str> =
-                            text.lines().filter(|line| line.starts_with("error: ")).collect();
-                        assert_eq!(errors.len(), 1, "{what}: {text}");
-                        let named = errors[0].contains(&*out.to_string_lossy());
-                        assert!(named, "{what}: which file? {}", errors[0]);
-                    }
-                    None if ["kill", "torn"].contains(&how) => (),
-                    other => panic!("{what}: {other:?}: {}", told(&output)),
-                }
-                finish(&out, STEPS, expected, &what);
-                let _ = fs::remove_dir_all(&out);
-            };
-            if let Err(panic) = std::panic::catch_unwind(std::panic::AssertUnwindSafe(check)) {
-                failures.lock().unwrap().push(panic);
-            }
+            let disk = folder.join(format!("{how}-{}-{call}", more.len()));
+            let outcome = one_fault(&disk, call, how, more, expected);
+            outcomes.lock().unwrap().insert(call, outcome);
         }
     };
     std::thread::scope(|scope| {
         scope.spawn(work);
         work();
     });
-    if let Some(first) = failures.into_inner().unwrap().into_iter().next() {
-        std::panic::resume_unwind(first);
-    }
-    unhurt.into_inner()
+    outcomes.into_inner().unwrap().into_values().collect()
+}
+
+/// How many calls a run makes that nothing happens to.
+fn calls(folder: &Path) -> u64 {
+    let (output, calls) = on_faulty_disk(&folder.join("counted"), 0, "kill", &[]);
+    assert!(output.status.success(), "{}", told(&output));
+    assert!(calls > 60, "{calls} calls were counted");
+    calls
 }
 
 #[test]
 fn a_fault_at_any_call_loses_nothing_but_the_steps_since_the_last_checkpoint() {
     let folder = tempfile::tempdir().unwrap();
-    let expected = whole(folder.path(), STEPS);
-    let (output, calls) = on_faulty_disk(&folder.path().join("counted"), 0, "kill", &[]);
-    assert!(output.status.success(), "{}", told(&output));
-    assert!(calls > 60, "{calls} calls were counted");
+    let (expected, calls) = (whole(folder.path(), STEPS), calls(folder.path()));
     for how in ["kill", "torn", "eio", "enospc", "full"] {
         each_call(folder.path(), calls, how, &[], &expected);
     }
@@ -185,10 +205,28 @@ fn a_fault_at_any_call_loses_nothing_but_the_steps_since_the_last_checkpoint() {
 #[test]
 fn a_checkpoint_that_cannot_be_written_is_a_warning_where_that_is_asked_for() {
     let folder = tempfile::tempdir().unwrap();
-    let expected = whole(folder.path(), STEPS);
-    let (_, calls) = on_faulty_disk(&folder.path().join("counted"), 0, "kill", &[]);
+    let (expected, calls) = (whole(folder.path(), STEPS), calls(folder.path()));
     let more = ["--on-save-error", "continue"];
-    let unhurt = each_call(folder.path(), calls, "enospc", &more, &expected);
+    let outcomes = each_call(folder.path(), calls, "enospc", &more, &expected);
     // Of the files of a run, those of its checkpoints are by far the most.
+    let unhurt = outcomes.iter().filter(|outcome| outcome.unhurt).count() as u64;
     assert!(unhurt > calls / 2, "{unhurt} of {calls} runs came to their end");
+}
+
+/// A process that is killed keeps what it has written, a machine without power what was forced to the disk.
+#[test]
+fn power_that_goes_at_any_call_costs_no_more_than_a_kill_a_call_earlier() {
+    let folder = tempfile::tempdir().unwrap();
+    let (expected, calls) = (whole(folder.path(), STEPS), calls(folder.path()));
+    let killed = each_call(folder.path(), calls, "kill", &[], &expected);
+    assert!(killed.iter().any(|outcome| outcome.kept > 0), "no checkpoint was ever kept");
+    for how in ["forgotten", "names"] {
+        // The last one: the power goes when all is done.
+        let outcomes = each_call(folder.path(), calls + 1, how, &[], &expected);
+        assert!(outcomes.last().unwrap().unhurt, "{how}");
+        for (call, (kill, power)) in killed.iter().zip(&outcomes[1..]).enumerate() {
+            let (was, is) = (kill.kept, power.kept);
+            assert!(is >= was, "{how} at call {}: {is}, and {was} one before", call + 2);
+        }
+    }
 }

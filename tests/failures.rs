@@ -188,6 +188,7 @@ const LOST: &[Class] = &[
         &[
             "a_damaged_checkpoint_is_passed_over_and_named",
             "fifty_kills_at_any_moment_change_no_byte",
+            "power_that_goes_at_any_call_costs_no_more_than_a_kill_a_call_earlier",
         ],
     ),
     (

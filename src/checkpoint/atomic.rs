@@ -112,7 +112,7 @@ pub fn sync_folder(folder: &Path) -> Result<(), Error> {
 }
 
 /// The folder of `path`; that of a bare name is the current one.
-fn parent(path: &Path) -> &Path {
+pub fn parent(path: &Path) -> &Path {
     match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),

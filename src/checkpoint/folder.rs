@@ -7,6 +7,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use super::atomic;
 use super::tensors::quote;
 use crate::error::Error;
 
@@ -20,13 +21,15 @@ pub struct OutputFolder {
 }
 
 impl OutputFolder {
-    /// Takes `path` for output: it must be absent, then it is created with its parents, or empty.
+    /// Takes `path` for output: it must be absent, then it is created with its parents, or empty. What is
+    /// saved in it survives a loss of power only if the names of the new folders do.
     pub fn create(path: &Path) -> Result<Self, Error> {
         check_empty(path)?;
         let mut folder = Self { path: path.to_owned(), created: Vec::new(), files: Vec::new() };
         for missing in missing_folders(path) {
             fs::create_dir(&missing).map_err(Error::io(&missing))?;
-            folder.created.push(missing);
+            folder.created.push(missing.clone());
+            atomic::sync_folder(atomic::parent(&missing))?;
         }
         Ok(folder)
     }

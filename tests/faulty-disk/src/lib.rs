@@ -6,14 +6,22 @@
 //!
 //! - `kill`: the process is killed before the call;
 //! - `torn`: half of what is to be written is, then the process is killed; other calls are done first;
-//! - `eio`, `enospc`: the call fails once; `full`: all calls that need room fail from there on.
+//! - `eio`, `enospc`: the call fails once; `full`: all calls that need room fail from there on;
+//! - `forgotten`, `names`: the power goes before the call, or after the last one if there are fewer (see
+//!   [`power`]).
 #![cfg(target_os = "linux")]
 
+pub mod power;
+
+use std::cell::Cell;
 use std::ffi::{CStr, OsStr, c_char, c_int, c_void};
+use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, OnceLock};
+use std::sync::{Mutex, OnceLock, PoisonError};
+
+use power::{Synced, Unsynced};
 
 /// What is to happen, as the environment says.
 struct Fault {
@@ -30,6 +38,7 @@ enum How {
     Torn,
     Once(c_int),
     Full,
+    Power(Unsynced),
 }
 
 /// What becomes of a call.
@@ -40,6 +49,13 @@ enum Fate {
 }
 
 static CALLS: AtomicU64 = AtomicU64::new(0);
+/// What the disk holds, where the power is going to go.
+static DISK: Mutex<Option<Synced>> = Mutex::new(None);
+
+thread_local! {
+    /// Whether this thread is at work for the fault itself.
+    static INSIDE: Cell<bool> = const { Cell::new(false) };
+}
 
 fn fault() -> Option<&'static Fault> {
     static FAULT: OnceLock<Option<Fault>> = OnceLock::new();
@@ -63,6 +79,8 @@ impl Fault {
                 "torn" => How::Torn,
                 "eio" => How::Once(libc::EIO),
                 "enospc" => How::Once(libc::ENOSPC),
+                "forgotten" => How::Power(Unsynced::Forgotten),
+                "names" => How::Power(Unsynced::NamesOnly),
                 _ => How::Full,
             },
             count: count as c_int,
@@ -71,20 +89,48 @@ impl Fault {
 
     /// Counts a call that concerns `path`, and says what becomes of it.
     fn meet(&self, path: &Path, needs_room: bool) -> Fate {
-        if !path.starts_with(&self.folder) {
+        if INSIDE.get() || !path.starts_with(&self.folder) {
             return Fate::Through;
         }
         static ORDER: Mutex<()> = Mutex::new(());
         let _order = ORDER.lock();
         let number = CALLS.fetch_add(1, Ordering::SeqCst) + 1;
+        if number == 1 {
+            // What a run finds has been there for long.
+            self.on_disk(|_| Ok(()));
+        }
         self.tell(number);
         match self.how {
             How::Full if number >= self.call && needs_room => Fate::Fails(libc::ENOSPC),
             How::Kill if number == self.call => die(),
+            How::Power(unsynced) if number == self.call => {
+                self.power_goes(unsynced);
+                die()
+            }
             How::Torn if number == self.call => Fate::Torn,
             How::Once(error) if number == self.call => Fate::Fails(error),
             _ => Fate::Through,
         }
+    }
+
+    fn power_goes(&self, unsynced: Unsynced) {
+        self.on_disk(|disk| disk.power_goes(&self.folder, unsynced));
+    }
+
+    /// Does `work` on what the disk holds, where that is asked for.
+    fn on_disk(&self, work: impl FnOnce(&mut Synced) -> io::Result<()>) {
+        let How::Power(_) = self.how else { return };
+        INSIDE.set(true);
+        let mut disk = DISK.lock().unwrap_or_else(PoisonError::into_inner);
+        let begin = || Synced::of(&self.folder);
+        let outcome = match &mut *disk {
+            Some(disk) => work(disk),
+            none => begin().and_then(|disk| work(none.insert(disk))),
+        };
+        if outcome.is_err() {
+            std::process::abort();
+        }
+        INSIDE.set(false);
     }
 
     fn tell(&self, number: u64) {
@@ -159,6 +205,21 @@ fn through(path: &Path, needs_room: bool, call: impl Fn() -> libc::c_long) -> is
     }
 }
 
+/// The same for one that, once done, has changed what the disk holds.
+fn through_to_disk(
+    path: &Path,
+    needs_room: bool,
+    call: impl Fn() -> libc::c_long,
+    change: impl FnOnce(&mut Synced) -> io::Result<()>,
+) -> isize {
+    let result = through(path, needs_room, call);
+    let here = |fault: &&Fault| result >= 0 && !INSIDE.get() && path.starts_with(&fault.folder);
+    if let Some(fault) = fault().filter(here) {
+        fault.on_disk(change);
+    }
+    result
+}
+
 /// The same for one that writes `len` bytes: of a torn one, half are written.
 fn writes(file: c_int, len: usize, call: impl Fn(usize) -> libc::c_long) -> isize {
     let Some(fault) = fault() else { return answer(call(len)) };
@@ -202,8 +263,15 @@ unsafe fn open_at(at: c_int, path: *const c_char, flags: c_int, mode: libc::mode
     let call = || unsafe { libc::syscall(libc::SYS_openat, at, path, flags, mode) };
     match flags & (libc::O_CREAT | libc::O_WRONLY | libc::O_RDWR) {
         0 => answer(call()),
-        // SAFETY: passed on from the caller.
-        _ => through(&unsafe { named(at, path) }, true, call),
+        _ => {
+            // SAFETY: passed on from the caller.
+            let path = unsafe { named(at, path) };
+            let is_new = !path.exists();
+            through_to_disk(&path, true, call, |disk| match is_new {
+                true => disk.made(&path),
+                false => Ok(()),
+            })
+        }
     }
 }
 
@@ -230,7 +298,9 @@ calls! {
         writes(file, len, |len| libc::syscall(libc::SYS_pwrite64, file, from, len, at))
     }
     fn fsync(file: c_int) -> c_int {
-        through(&path_of(file), false, || libc::syscall(libc::SYS_fsync, file))
+        let path = path_of(file);
+        let call = || libc::syscall(libc::SYS_fsync, file);
+        through_to_disk(&path, false, call, |disk| disk.force(&path))
     }
     fn rename(from: *const c_char, to: *const c_char) -> c_int {
         let at = libc::AT_FDCWD;
@@ -239,8 +309,9 @@ calls! {
         })
     }
     fn mkdir(path: *const c_char, mode: libc::mode_t) -> c_int {
-        let at = libc::AT_FDCWD;
-        through(&named(at, path), true, || libc::syscall(libc::SYS_mkdirat, at, path, mode))
+        let (at, made) = (libc::AT_FDCWD, named(libc::AT_FDCWD, path));
+        let call = || libc::syscall(libc::SYS_mkdirat, at, path, mode);
+        through_to_disk(&made, true, call, |disk| disk.made(&made))
     }
     fn unlink(path: *const c_char) -> c_int {
         let at = libc::AT_FDCWD;
@@ -254,3 +325,17 @@ calls! {
         through(&named(at, path), false, || libc::syscall(libc::SYS_unlinkat, at, path, how))
     }
 }
+
+/// The power that was to go at a call which the process did not come to goes as it ends.
+extern "C" fn at_the_end() {
+    let Some(fault) = fault() else { return };
+    if let How::Power(unsynced) = fault.how
+        && CALLS.load(Ordering::SeqCst) < fault.call
+    {
+        fault.power_goes(unsynced);
+    }
+}
+
+#[used]
+#[unsafe(link_section = ".fini_array")]
+static AT_THE_END: extern "C" fn() = at_the_end;
