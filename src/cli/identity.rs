@@ -44,6 +44,7 @@ impl Identity {
         &self,
         opened: &Opened,
         tokenizer: Option<&Tokenizer>,
+        settings: String,
     ) -> Result<Provenance, Error> {
         let hex = |digest: u64| Some(format!("{digest:016x}"));
         let template = tokenizer.and_then(Tokenizer::chat_template);
@@ -51,6 +52,7 @@ impl Identity {
             base: Some(Fingerprint::of(&opened.config, &opened.weights)?.to_string()),
             data: hex(self.data),
             template: template.and_then(|template| hex(of_text(template.source()))),
+            settings: Some(settings),
             program: Some(PROGRAM.to_owned()),
         })
     }

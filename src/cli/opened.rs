@@ -15,7 +15,7 @@ use qlora_train::model::config::Config;
 use qlora_train::model::fingerprint::Fingerprint;
 use qlora_train::model::load::Residence;
 
-use super::flags::{ForeignFlags, WeightsName};
+use super::flags::{BaseFlags, ForeignFlags, QuantizationName, WeightsName};
 use super::job::tell_unknown;
 use super::output;
 
@@ -156,7 +156,22 @@ impl Opened {
 
     /// Whether linear weights are in four bits already.
     pub fn is_four_bit(&self) -> bool {
-        self.weights.names().any(|name| name.contains(".quant_state.bitsandbytes__"))
+        self.holds(".quant_state.bitsandbytes__")
+    }
+
+    /// How linear weights are kept where `flags` ask for something: in four bits already, they stay as they are.
+    pub fn base(&self, flags: &BaseFlags) -> BaseFlags {
+        let quantization = match () {
+            () if self.holds(".quant_state.bitsandbytes__nf4") => QuantizationName::Nf4,
+            () if self.holds(".quant_state.bitsandbytes__fp4") => QuantizationName::Fp4,
+            () => return flags.clone(),
+        };
+        BaseFlags { quantization, no_double_quant: !self.holds(".nested_absmax") }
+    }
+
+    /// Whether a tensor has `part` in its name.
+    fn holds(&self, part: &str) -> bool {
+        self.weights.names().any(|name| name.contains(part))
     }
 
     /// Where the weights of the layers are in a pass with `budget` bytes, unless `wanted` says it: in

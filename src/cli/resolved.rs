@@ -6,7 +6,7 @@ use qlora_train::checkpoint::adapter::TargetModules;
 use qlora_train::data::Packing;
 use toml::{Table, Value};
 
-use super::flags::{TrainFlags, spelled};
+use super::flags::{BaseFlags, TrainFlags, spelled};
 use super::job::Source;
 use super::train::TrainArgs;
 use super::values::Date;
@@ -19,6 +19,8 @@ pub struct Resolved<'a> {
     pub warmup: u64,
     /// What chat templates are told.
     pub date: Date,
+    /// How the frozen weights are kept.
+    pub base: BaseFlags,
     /// What is attached.
     pub source: &'a Source,
 }
@@ -62,6 +64,16 @@ pub fn numbers(args: &TrainArgs, resolved: &Resolved) -> String {
     table.to_string()
 }
 
+/// What an adapter of `total` steps tells of how it was trained: the settings that its numbers depend on, and
+/// no path of this machine.
+pub fn told(args: &TrainArgs, resolved: &Resolved, total: u64) -> String {
+    let mut table = table(args, resolved);
+    table.retain(|key, _| !WITHOUT_EFFECT.contains(&key) && key != "init_adapter");
+    table.insert("max_steps".to_owned(), whole(total as usize));
+    table.insert("warmup_steps".to_owned(), whole(resolved.warmup as usize));
+    table.to_string()
+}
+
 fn table(args: &TrainArgs, resolved: &Resolved) -> Table {
     let flags = &args.flags;
     let mut table = Table::new();
@@ -71,6 +83,8 @@ fn table(args: &TrainArgs, resolved: &Resolved) -> Table {
     set("seq_len", whole(resolved.seq_len));
     set("warmup_steps", whole(resolved.warmup as usize));
     set("date", resolved.date.to_string().into());
+    set("quantization", spelled(resolved.base.quantization).into());
+    set("no_double_quant", resolved.base.no_double_quant.into());
     add_method(&mut table, flags, resolved.source);
     add_training(&mut table, flags);
     add_optimizer(&mut table, flags);
@@ -104,8 +118,6 @@ fn add_method(table: &mut Table, flags: &TrainFlags, source: &Source) {
 fn add_training(table: &mut Table, flags: &TrainFlags) {
     let batch = &flags.batch;
     let mut set = |key: &str, value: Value| table.insert(key.to_owned(), value);
-    set("quantization", spelled(flags.base.quantization).into());
-    set("no_double_quant", flags.base.no_double_quant.into());
     set("epochs", batch.epochs.into());
     set("batch_size", whole(batch.batch_size));
     set("grad_accum", whole(batch.grad_accum));

@@ -132,8 +132,9 @@ impl Task<'_> {
         let resolved = self.resolved(total);
         let settings = resolved::numbers(self.args, &resolved);
         let identity = Identity::of(&self.opened, &self.corpus.train.examples, &settings)?;
-        let provenance =
-            identity.provenance(&self.opened, self.corpus.reading.tokenizer.as_ref())?;
+        let told = resolved::told(self.args, &resolved, total);
+        let tokenizer = self.corpus.reading.tokenizer.as_ref();
+        let provenance = identity.provenance(&self.opened, tokenizer, told)?;
         let identity = identity.to_string();
         let found = find_checkpoint(flags, folder, &identity, total)?;
         let (session, config) = self.load()?;
@@ -202,6 +203,7 @@ impl Task<'_> {
             seq_len: self.corpus.seq_len(),
             warmup: self.args.flags.optimizer.schedule(total).warmup,
             date: self.corpus.reading.date,
+            base: self.opened.base(&self.args.flags.base),
             source: &self.source,
         }
     }

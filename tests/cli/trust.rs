@@ -115,6 +115,41 @@ fn an_adapter_is_read_back_and_what_it_does_is_told() {
 }
 
 #[test]
+fn an_adapter_tells_the_settings_it_was_trained_with_and_no_path() {
+    let place = Place::new();
+    place.ok(&[
+        "quantize",
+        &model(),
+        "--quantization",
+        "fp4",
+        "--no-double-quant",
+        "--output",
+        "store",
+    ]);
+    place.ok(&[&["store", &data(), "--output-dir", "out"][..], &QUICK].concat());
+    let bytes = place.bytes("out/adapter_model.safetensors");
+    let head = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let header: Value = serde_json::from_slice(&bytes[8..8 + head]).unwrap();
+    let settings = header["__metadata__"]["settings"].as_str().unwrap();
+    let told: toml::Table = settings.parse().unwrap();
+    let saved = fs::read_to_string(place.path("out/train_config.toml")).unwrap();
+    let saved: toml::Table = saved.parse().unwrap();
+    assert_eq!(
+        told["quantization"].as_str(),
+        Some("fp4"),
+        "what the store holds, not the usual value"
+    );
+    assert_eq!(told["no_double_quant"].as_bool(), Some(true));
+    let steps = metrics(&place.path("out/metrics.jsonl"));
+    let last = steps.iter().filter_map(|line| line["step"].as_i64()).max();
+    assert_eq!(told["max_steps"].as_integer(), last);
+    for (key, value) in told.iter().filter(|(key, _)| *key != "max_steps") {
+        assert_eq!(saved.get(key), Some(value), "{key}");
+    }
+    assert!(!settings.contains("store") && !settings.contains(".jsonl"), "{settings}");
+}
+
+#[test]
 fn an_adapter_is_used_on_its_own_base_only_unless_told_otherwise() {
     let (place, model, data) = (Place::new(), model(), data());
     place.train("out", &[]);
