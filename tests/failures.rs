@@ -309,6 +309,10 @@ fn collect(folder: &Path, tests: &mut BTreeSet<String>) {
                 let name = part.split_once("fn ").and_then(|(_, rest)| rest.split_once('('));
                 tests.extend(name.map(|(name, _)| name.to_owned()));
             }
+            // Those of the fuzzer are made by a macro from their names alone.
+            let listed = text.split_once("\ntests! {").and_then(|(_, rest)| rest.split_once('}'));
+            let listed = listed.map_or("", |(names, _)| names).split_whitespace();
+            tests.extend(listed.map(str::to_owned));
         }
     }
 }
