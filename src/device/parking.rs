@@ -44,7 +44,7 @@ impl Device {
         match (&self.kind, &mut to.memory) {
             (Kind::Cuda(cuda), Memory::Pinned(pinned)) => {
                 // SAFETY: both are as long as checked; the pinned memory belongs to `to`, which is read
-                // by copies queued after this one only, and freed behind them.
+                // after this copy only, and freed behind it.
                 self.note(unsafe { cuda.park(from.address(), bytes, pinned) });
             }
             (_, Memory::Host(memory)) => {
@@ -71,7 +71,7 @@ impl Device {
         }
     }
 
-    /// Waits for what is queued and copies the start of `from` to `to`; a plan gives zeros.
+    /// Waits for what was [`park`](Self::park)ed and copies the start of `from` to `to`; a plan gives zeros.
     pub fn read_parked<T: Pod>(&self, from: &Parked, to: &mut [T]) {
         let to: &mut [u8] = bytemuck::cast_slice_mut(to);
         match &from.memory {

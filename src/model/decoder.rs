@@ -150,15 +150,16 @@ impl Decoder {
         Ok(())
     }
 
-    /// The losses of the targets of lane `lane`, after [`forward`](Self::forward). With
-    /// `Some(scale)`, also `scale` times their sum's gradient at the last block's output.
-    pub fn losses<'w>(
+    /// Queues the losses of the targets of lane `lane`, after [`forward`](Self::forward), which
+    /// [`Workspace::losses`] reads in the same turn. With `Some(scale)`, also `scale` times their sum's
+    /// gradient at the last block's output.
+    pub fn losses(
         &self,
         device: &Device,
-        w: &'w mut Workspace,
-        lane: usize,
+        w: &mut Workspace,
+        (lane, turn): (usize, usize),
         scale: Option<f32>,
-    ) -> &'w [f32] {
+    ) {
         let (lane, room) = (&mut w.lanes[lane], &mut w.head);
         let Tokens { count: n, targets, ref rows, ref target_ids, .. } = lane.tokens;
         let (out, hidden) = (lane.around(self.layers.len()).0, self.config.hidden);
@@ -184,10 +185,7 @@ impl Decoder {
             let dh = training.dh.view(targets, hidden);
             rows::scatter(device, dh, rows, dx.view_mut(n, hidden));
         }
-        let HeadRoom { losses, told, .. } = &mut w.head;
-        told.resize(targets, 0.0);
-        device.download(losses, told);
-        told
+        device.park(&w.head.losses, targets, &mut lane.losses[turn]);
     }
 
     fn head_chunk(
@@ -329,7 +327,8 @@ mod tests {
         };
         decoder.enter(&device, &mut w, 0, &batch).unwrap();
         decoder.forward(&device, &mut params, &mut w, &[None]).unwrap();
-        let losses = decoder.losses(&device, &mut w, 0, Some(1.0 / 25.0)).to_vec();
+        decoder.losses(&device, &mut w, (0, 0), Some(1.0 / 25.0));
+        let losses = w.losses(&device, (0, 0), 25).to_vec();
         let dx = w.lanes[0].dx.as_ref().unwrap();
         let mut bits = vec![0; dx.bytes().len()];
         device.download(dx.bytes(), &mut bits);

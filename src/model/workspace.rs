@@ -86,6 +86,9 @@ pub(super) struct Lane {
     pub saved: Vec<Saved>,
     /// Where each block's input waits, if there are only two.
     pub parked: Vec<Parked>,
+    /// Losses of its targets on their way to the host: while those of one turn are read, those of the
+    /// other are computed.
+    pub losses: [Parked; 2],
     /// On the way back, the gradient at the input of the block that is next [N, C].
     pub dx: Option<Act>,
 }
@@ -108,8 +111,8 @@ pub(super) struct HeadRoom {
     pub chunk: usize,
     /// One loss for each target.
     pub losses: Buf<f32>,
-    /// The same, brought back.
-    pub told: Vec<f32>,
+    /// The same, where they are read.
+    pub read: Vec<f32>,
 }
 
 /// Memory of the backward pass.
@@ -166,6 +169,19 @@ impl Workspace {
     pub fn lanes(&self) -> usize {
         self.lanes.len()
     }
+
+    /// The `targets` losses that lane `lane` queued in turn `turn`; waits for no more than those.
+    pub fn losses(
+        &mut self,
+        device: &Device,
+        (lane, turn): (usize, usize),
+        targets: usize,
+    ) -> &[f32] {
+        let read = &mut self.head.read;
+        read.resize(targets, 0.0);
+        device.read_parked(&self.lanes[lane].losses[turn], read);
+        read
+    }
 }
 
 impl Lane {
@@ -193,12 +209,14 @@ impl Lane {
             let blocks = if i == first { 0..i + 1 } else { i..i + 1 };
             Saved::new(device, &decoder.layers[blocks], limits.tokens, mlp)
         };
+        let losses = || device.alloc_parked("losses", limits.targets * size_of::<f32>());
         let dx = training.is_some().then(|| device.alloc_act("activation gradients", hidden));
         Ok(Self {
             tokens: Tokens::new(device, c, limits)?,
             inputs: inputs.collect::<Result<_, _>>()?,
             saved: (first..c.layers).map(saved).collect::<Result<_, _>>()?,
             parked: parked.collect::<Result<_, _>>()?,
+            losses: [losses()?, losses()?],
             dx: dx.transpose()?,
         })
     }
@@ -270,7 +288,7 @@ impl HeadRoom {
             logits: Logits(device.alloc_dense("logits", chunk * Logits::stride(c.vocab), dtype)?),
             chunk,
             losses: device.alloc("head", targets)?,
-            told: Vec::with_capacity(targets),
+            read: Vec::with_capacity(targets),
         })
     }
 }

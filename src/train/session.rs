@@ -109,14 +109,18 @@ impl Session {
             self.device.zero(&mut self.params.grads);
             self.params.refresh(&self.device);
             let (mut sum, mut stream) = (0.0, draw.stream);
-            for together in window.chunks(self.draws.len()) {
+            let mut before = None;
+            for (turn, together) in window.chunks(self.draws.len()).enumerate() {
                 if stopped() {
                     return Ok(None);
                 }
-                sum += self.together(together, 1.0 / supervised as f32, Draw { stream, ..draw })?;
+                let (scale, draw) = (1.0 / supervised as f32, Draw { stream, ..draw });
+                self.together(together, turn % 2, scale, draw)?;
                 stream += together.len() as u64;
+                // A GPU computes these while the losses of those before them are read.
+                sum += before.replace((turn % 2, together)).map_or(0.0, |it| self.sum(it));
             }
-            Ok::<_, Error>(Some(sum))
+            Ok::<_, Error>(Some(sum + before.map_or(0.0, |it| self.sum(it))))
         })?;
         Ok(sum.map(|sum| Step {
             loss: sum / supervised as f64,
@@ -127,7 +131,13 @@ impl Session {
     }
 
     /// Takes micro-batches there and back, through each block all of them.
-    fn together(&mut self, window: &[MicroBatch], scale: f32, first: Draw) -> Result<f64, Error> {
+    fn together(
+        &mut self,
+        window: &[MicroBatch],
+        turn: usize,
+        scale: f32,
+        first: Draw,
+    ) -> Result<(), Error> {
         for (number, micro) in window.iter().enumerate() {
             let stream = (first.stream + number as u64) << STREAM_BITS;
             self.draws[number] = Some(Draw { stream, ..first });
@@ -136,13 +146,21 @@ impl Session {
         let Self { device, decoder, params, workspace, draws, .. } = self;
         let draws = &draws[..window.len()];
         decoder.forward(device, params, workspace, draws)?;
-        let mut sum = 0.0;
         for (number, _) in window.iter().enumerate().filter(|(_, m)| !m.targets.is_empty()) {
-            let losses = decoder.losses(device, workspace, number, Some(scale));
+            decoder.losses(device, workspace, (number, turn), Some(scale));
+        }
+        decoder.backward(device, params, workspace, draws)
+    }
+
+    /// The sum of the losses of micro-batches that went through [`together`](Self::together).
+    fn sum(&mut self, (turn, window): (usize, &[MicroBatch])) -> f64 {
+        let Self { device, workspace, .. } = self;
+        let mut sum = 0.0;
+        for (number, micro) in window.iter().enumerate() {
+            let losses = workspace.losses(device, (number, turn), micro.targets.len());
             sum += losses.iter().map(|loss| f64::from(*loss)).sum::<f64>();
         }
-        decoder.backward(device, params, workspace, draws)?;
-        Ok(sum)
+        sum
     }
 
     /// The loss of every target of `micro`, in their order; gradients are left alone.
@@ -154,7 +172,9 @@ impl Session {
         device.enter(|| {
             self.params.refresh(&device);
             self.forward(micro)?;
-            Ok(self.decoder.losses(&device, &mut self.workspace, 0, None).to_vec())
+            let Self { decoder, workspace, .. } = self;
+            decoder.losses(&device, workspace, (0, 0), None);
+            Ok(workspace.losses(&device, (0, 0), micro.targets.len()).to_vec())
         })
     }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use cudarc::driver::{DriverError, PinnedHostSlice, result};
+use cudarc::driver::{CudaEvent, DriverError, PinnedHostSlice, result};
 
 use super::Cuda;
 use crate::device::Address;
@@ -12,6 +12,8 @@ use crate::error::Error;
 /// Host memory that the GPU copies to and from by itself.
 pub struct Pinned {
     bytes: PinnedHostSlice<u8>,
+    /// The last copy to it is done.
+    parked: CudaEvent,
     /// Who copies.
     cuda: Arc<Cuda>,
 }
@@ -24,10 +26,10 @@ impl Drop for Pinned {
 }
 
 impl Pinned {
-    /// Copies the start of it, once all that is queued is done.
+    /// Copies the start of it, once the last copy to it is done.
     pub fn read(&self, to: &mut [u8]) -> Result<(), Error> {
         let mut copy = || {
-            self.cuda.compute.synchronize()?;
+            self.parked.synchronize()?;
             to.copy_from_slice(&self.bytes.as_slice()?[..to.len()]);
             Ok(())
         };
@@ -36,7 +38,7 @@ impl Pinned {
 
     /// Writes the start of it, once all that is queued is done.
     pub fn write(&mut self, from: &[u8]) -> Result<(), Error> {
-        let Self { bytes, cuda } = self;
+        let Self { bytes, cuda, .. } = self;
         let mut copy = || {
             cuda.compute.synchronize()?;
             bytes.as_mut_slice()?[..from.len()].copy_from_slice(from);
@@ -53,7 +55,7 @@ impl Cuda {
         let taken = unsafe { self.context.alloc_pinned_with_flags::<u8>(bytes.max(1), 0) };
         let zeros = |mut bytes: PinnedHostSlice<u8>| {
             bytes.as_mut_slice()?.fill(0);
-            Ok(Pinned { bytes, cuda: self.clone() })
+            Ok(Pinned { bytes, parked: self.context.new_event(None)?, cuda: self.clone() })
         };
         taken.and_then(zeros).map_err(|error| self.failed(&format!("pinning {bytes} bytes"), error))
     }
@@ -65,9 +67,11 @@ impl Cuda {
     pub unsafe fn park(&self, from: Address, bytes: usize, to: &mut Pinned) -> Result<(), Error> {
         let copy = || -> Result<(), DriverError> {
             self.context.bind_to_thread()?;
-            let to = &mut to.bytes.as_mut_slice()?[..bytes];
+            let Pinned { bytes: to, parked, .. } = to;
+            let to = &mut to.as_mut_slice()?[..bytes];
             // SAFETY: passed on from the caller.
-            unsafe { result::memcpy_dtoh_async(to, from.number(), self.compute.cu_stream()) }
+            unsafe { result::memcpy_dtoh_async(to, from.number(), self.compute.cu_stream())? };
+            parked.record(&self.compute)
         };
         let copied = self.timing.around(&self.compute, (Lane::Copies, "park", bytes as u64), copy);
         copied.map_err(|error| self.failed("a copy to host memory", error))

@@ -2,7 +2,8 @@
 //!
 //! A copy from memory that is not pinned would make the driver wait for all that is queued. Here the
 //! host fills one buffer of a ring while the copies of the others are under way; a buffer is filled
-//! again only after its last copy is done.
+//! again only after its last copy is done. Small copies share a buffer: the few of a micro-batch wait
+//! for what is computed before them, and a buffer for each would make the host wait, too.
 
 use std::sync::Arc;
 
@@ -19,12 +20,14 @@ const BUFFERS: usize = 2;
 /// Buffers on the way to the GPU.
 pub(super) struct Ring {
     stages: [Stage; BUFFERS],
-    /// The one to be filled next.
-    next: usize,
+    /// The one in turn.
+    turn: usize,
 }
 
 struct Stage {
     bytes: PinnedHostSlice<u8>,
+    /// Bytes of it that have been filled since it became the one in turn.
+    used: usize,
     /// The last copy out of it is done. The event within the slice is not recorded on a context that
     /// does not track events.
     copied: CudaEvent,
@@ -43,18 +46,24 @@ fn pinned(context: &Arc<CudaContext>) -> Result<PinnedHostSlice<u8>, DriverError
 
 impl Ring {
     pub(super) fn new(context: &Arc<CudaContext>) -> Result<Self, DriverError> {
-        let stage = || Ok(Stage { bytes: pinned(context)?, copied: context.new_event(None)? });
-        Ok(Self { stages: [stage()?, stage()?], next: 0 })
+        let stage =
+            || Ok(Stage { bytes: pinned(context)?, used: 0, copied: context.new_event(None)? });
+        Ok(Self { stages: [stage()?, stage()?], turn: 0 })
     }
 
-    /// The first `bytes` bytes of the next buffer, once its last copy is done.
+    /// `bytes` free bytes: behind those filled before, or of the next buffer once its last copy is done.
     pub(super) fn free(&mut self, bytes: usize) -> Result<&mut [u8], DriverError> {
-        let Stage { bytes: buffer, copied } = &mut self.stages[self.next];
-        copied.synchronize()?;
-        Ok(&mut buffer.as_mut_slice()?[..bytes])
+        if self.stages[self.turn].used + bytes > BYTES {
+            self.turn = (self.turn + 1) % BUFFERS;
+            let Stage { used, copied, .. } = &mut self.stages[self.turn];
+            copied.synchronize()?;
+            *used = 0;
+        }
+        let Stage { bytes: buffer, used, .. } = &mut self.stages[self.turn];
+        Ok(&mut buffer.as_mut_slice()?[*used..*used + bytes])
     }
 
-    /// Queues the copy of what was put into the buffer that [`free`](Self::free) gave.
+    /// Queues the copy of what was put into the bytes that [`free`](Self::free) gave.
     ///
     /// # Safety
     /// `to` is valid for writes of as many bytes, and nothing else touches them meanwhile.
@@ -64,10 +73,10 @@ impl Ring {
         bytes: usize,
         to: Address,
     ) -> Result<(), DriverError> {
-        let Stage { bytes: buffer, copied } = &mut self.stages[self.next];
-        self.next = (self.next + 1) % BUFFERS;
+        let Stage { bytes: buffer, used, copied } = &mut self.stages[self.turn];
         stream.context().bind_to_thread()?;
-        let from = &buffer.as_slice()?[..bytes];
+        let from = &buffer.as_slice()?[*used..*used + bytes];
+        *used += bytes;
         // SAFETY: the caller vouches for `to`; the buffer is left alone until `copied` has come.
         unsafe { result::memcpy_htod_async(to.number(), from, stream.cu_stream())? };
         copied.record(stream)

@@ -11,7 +11,7 @@ use crate::{Launch, Order};
 pub(super) enum Work {
     /// From host memory that was copied at the call.
     Upload { to: u64, bytes: Vec<u8> },
-    /// From pinned host memory, which must stay as it was until then.
+    /// From pinned host memory, which nothing but a download before it may change until then.
     UploadPinned { to: u64, from: usize, len: usize, hash: u64 },
     /// To host memory, which must be there until then.
     Download { to: usize, from: u64, len: usize },
@@ -160,6 +160,19 @@ impl Streams {
         self.queues.get_mut(chosen)?.pop_front()
     }
 
+    /// A download has come to pinned memory: what waits to be uploaded from there is what is there now.
+    fn renew(&mut self, landed: std::ops::Range<usize>) {
+        for work in self.queues.values_mut().flatten() {
+            if let Work::UploadPinned { from, len, hash, .. } = work
+                && *from < landed.end
+                && landed.start < *from + *len
+            {
+                // SAFETY: pinned memory is there until the upload is done.
+                *hash = unsafe { hash_of(*from, *len) };
+            }
+        }
+    }
+
     /// A linear congruential generator; its upper bits.
     pub(super) fn draw(&mut self) -> u64 {
         self.random = self.random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
@@ -224,6 +237,7 @@ impl Driver {
                 };
                 // SAFETY: the caller keeps the host memory until the copy is done.
                 unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to as *mut u8, len) };
+                self.streams.renew(to..to + len);
                 Ok(())
             }
             Work::Copy { to, from, len } => match self.readable(from, len) {
