@@ -2,7 +2,7 @@
 
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 
-use super::streams::{Grid, Work, hash_of};
+use super::streams::{Work, hash_of};
 use super::{Code, Driver, INVALID_DEVICE, INVALID_IMAGE, INVALID_VALUE, NOT_READY, SUCCESS, ask};
 
 /// The one context there is.
@@ -23,8 +23,10 @@ macro_rules! exports {
     };
 }
 
+pub(super) use exports;
+
 /// Writes a result to where the caller wants it.
-fn give<T>(to: *mut T, value: T) -> Result<(), Code> {
+pub(super) fn give<T>(to: *mut T, value: T) -> Result<(), Code> {
     if to.is_null() {
         return Err(INVALID_VALUE);
     }
@@ -231,22 +233,11 @@ pub unsafe extern "C" fn cuLaunchKernel(
     extra: *mut *mut c_void,
 ) -> Code {
     let _ = extra;
+    let (blocks, threads) = ([blocks_x, blocks_y, blocks_z], [threads_x, threads_y, threads_z]);
     ask(|driver| {
-        let most = driver.function_of(function)?.shared_bytes;
-        let known = &driver.functions[function - 1];
-        let len = driver.modules[known.module].kernels[known.kernel].param_bytes;
-        if shared_bytes as usize > most || params.is_null() {
-            return Err(INVALID_VALUE);
-        }
-        // SAFETY: the caller gives the address of an argument as long as the kernel declares it.
-        let params = unsafe { std::slice::from_raw_parts((*params).cast::<u8>(), len) }.to_vec();
-        let grid = Grid {
-            function: function - 1,
-            blocks: [blocks_x, blocks_y, blocks_z],
-            threads: [threads_x, threads_y, threads_z],
-            shared_bytes: shared_bytes as usize,
-            params,
-        };
+        // SAFETY: passed on from the caller.
+        let grid = unsafe { driver.grid(function, (blocks, threads, shared_bytes), params)? };
+        driver.counts.launches += 1;
         driver.streams.push(stream, Work::Launch(grid))
     })
 }

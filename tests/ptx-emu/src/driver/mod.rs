@@ -2,7 +2,7 @@
 //! unchanged.
 //!
 //! This crate is also a shared library with that name inside; a process that opened it before its first
-//! call finds no other driver. `exports.rs` has the functions, `streams.rs` what they queue: nothing
+//! call finds no other driver. `exports.rs` and `graphs.rs` have the functions, `streams.rs` what they queue: nothing
 //! runs before somebody must wait for it, and then the streams go on in an order of chance. A program
 //! that forgot to wait, or an event between two streams, gets wrong numbers or a finding here instead of
 //! on some machine some day.
@@ -20,10 +20,14 @@
 //! | `PTX_EMU_WORKERS` | threads that run the blocks of a launch | those of the machine |
 //! | `PTX_EMU_IMAGES` | whether any image is taken: 0 is a driver that finds all damaged | 1 |
 //!
+//! A graph is a chain of kernels: one that is launched after the other. `ptx_emu_counts` tells how often a
+//! program launched kernels and graphs, and how often it let the card stand still.
+//!
 //! A finding is written to the standard error output, and every later call fails, as on a device that
 //! is lost.
 
 mod exports;
+mod graphs;
 mod streams;
 
 use std::ops::Range;
@@ -33,6 +37,7 @@ use std::thread::available_parallelism;
 
 use crate::DeviceMemory;
 use crate::ptx::Module;
+use graphs::Graphs;
 use streams::Streams;
 
 /// A `CUresult`.
@@ -101,6 +106,18 @@ struct Function {
     shared_bytes: usize,
 }
 
+/// What a program has asked for so far; `ptx_emu_counts` tells.
+#[derive(Debug, Clone, Copy, Default)]
+#[repr(C)]
+struct Counts {
+    /// Kernels that were launched one by one.
+    launches: u64,
+    /// Graphs that were launched.
+    graphs: u64,
+    /// Waits of the host at whose end nothing was left to do: a card would stand still.
+    idle: u64,
+}
+
 /// The driver and its card.
 struct Driver {
     card: Card,
@@ -110,6 +127,8 @@ struct Driver {
     modules: Vec<Module>,
     functions: Vec<Function>,
     streams: Streams,
+    graphs: Graphs,
+    counts: Counts,
     /// The error that every call gives since it happened.
     lost: Code,
 }
@@ -120,6 +139,8 @@ impl Driver {
         Self {
             memory: DeviceMemory::new(card.memory),
             streams: Streams::new(card.seed),
+            graphs: Graphs::default(),
+            counts: Counts::default(),
             card,
             pinned: Vec::new(),
             modules: Vec::new(),

@@ -1,6 +1,7 @@
 //! Streams: work that waits until somebody waits for it.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::ffi::c_void;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Instant;
 
@@ -30,6 +31,7 @@ pub(super) enum Work {
 }
 
 /// A kernel and what it is started with; the arguments are copied at the call.
+#[derive(Clone)]
 pub(super) struct Grid {
     pub(super) function: usize,
     pub(super) blocks: [u32; 3],
@@ -197,13 +199,38 @@ impl Driver {
         &mut self,
         done: impl Fn(&Streams) -> Result<bool, Code>,
     ) -> Result<(), Code> {
+        if done(&self.streams)? {
+            return Ok(());
+        }
         while !done(&self.streams)? {
             let Some(work) = self.streams.take() else {
                 return self.lose("streams wait for events that nobody records".to_owned());
             };
             self.run(work)?;
         }
+        self.counts.idle += u64::from(self.streams.are_idle());
         Ok(())
+    }
+
+    /// A grid of `function` as a caller describes it: blocks, threads and bytes of shared memory.
+    ///
+    /// # Safety
+    /// `params` is null or points to one pointer to the argument of the kernel.
+    pub(super) unsafe fn grid(
+        &mut self,
+        function: usize,
+        (blocks, threads, shared_bytes): ([u32; 3], [u32; 3], u32),
+        params: *mut *mut c_void,
+    ) -> Result<Grid, Code> {
+        let shared_bytes = shared_bytes as usize;
+        if shared_bytes > self.function_of(function)?.shared_bytes || params.is_null() {
+            return Err(INVALID_VALUE);
+        }
+        let known = &self.functions[function - 1];
+        let len = self.modules[known.module].kernels[known.kernel].param_bytes;
+        // SAFETY: the caller gives the address of an argument as long as the kernel declares it.
+        let params = unsafe { std::slice::from_raw_parts((*params).cast::<u8>(), len) }.to_vec();
+        Ok(Grid { function: function - 1, blocks, threads, shared_bytes, params })
     }
 
     /// Says what happened; the device is gone.
