@@ -9,7 +9,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 packed=target/gpu_check
-suites=(instructions device models curve streaming plan)
+suites=(instructions device queue models curve streaming plan)
 
 pack() {
     mkdir -p "$packed"
@@ -40,9 +40,9 @@ run() {
         >"$out/card.csv" 2>/dev/null || echo "nvidia-smi is not there" >"$out/card.csv"
     # A test that fails is part of the result: the measurements go on.
     for suite in "${suites[@]}"; do
-        # The first two are all about the GPU; of the others, those tests that are named after it.
+        # The first three are all about the GPU; of the others, those tests that are named after it.
         local only=gpu
-        [[ $suite == instructions || $suite == device ]] && only=""
+        [[ $suite == instructions || $suite == device || $suite == queue ]] && only=""
         if TEST_DEVICE=cuda "$packed/$suite" $only >"$out/$suite.txt" 2>&1; then
             echo passed >"$out/$suite.result"
         else

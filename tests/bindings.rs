@@ -20,6 +20,7 @@ fn generated() -> String {
         .header(root().join("ffi/all.h").display().to_string())
         .use_core()
         .derive_default(true)
+        .derive_partialeq(true)
         .disable_header_comment()
         .raw_line("//! Made by bindgen from `ffi/`; see `tests/bindings.rs`.")
         .raw_line("#![allow(missing_docs, reason = \"the headers have them\")]")

@@ -1,7 +1,7 @@
 //! What is measured: the operations of a step of an 8B model, by their bytes or their multiplications.
 
 use half::bf16;
-use qlora_train::device::{Act, Buf, Device, Dtype};
+use qlora_train::device::{Act, Buf, Device, Dtype, Pass};
 use qlora_train::ops::adamw::{Hyper, State32, adamw};
 use qlora_train::ops::attention::{self, Attention, Heads, Saved, Segment};
 use qlora_train::ops::cross_entropy::{Gradient, cross_entropy};
@@ -74,7 +74,26 @@ pub fn all(device: &Device, test: bool) -> Vec<Case<'_>> {
     cases.extend(attentions(device, size));
     cases.extend(rows(device, size));
     cases.extend(optimizer(device, size));
+    cases.extend(launches(device));
     cases
+}
+
+/// Kernels so small that their launches are what takes time: as many as a block has, one by one and gathered.
+fn launches(device: &Device) -> Vec<Case<'_>> {
+    const KERNELS: usize = 32;
+    let case = |gathered: bool| {
+        let how = if gathered { "gathered" } else { "one by one" };
+        let work = Work::Bytes(KERNELS * 4 * 1024);
+        Case::new(format!("launches/{KERNELS} {how}"), work, move || {
+            let (x, mut out) = (uploaded(device, &[1e-3_f32; 1024]), uploaded(device, &[0.0_f64]));
+            let mut run = move || (0..KERNELS).for_each(|_| sum_squares(device, &x, &mut out));
+            move || match gathered {
+                true => device.gather(Pass { name: "launches", block: 0, lane: 0 }, &mut run),
+                false => run(),
+            }
+        })
+    };
+    [false, true].map(case).into()
 }
 
 fn products(device: &Device, size: Size) -> Vec<Case<'_>> {

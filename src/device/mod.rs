@@ -34,7 +34,7 @@ use cuda::Arrival;
 pub use cuda::Cuda;
 pub use memory::{Ledger, Report};
 pub use plan::Plan;
-pub use queue::{Grid, Queue, has_aligned_rows, narrow};
+pub use queue::{Grid, Pass, Queue, has_aligned_rows, narrow};
 
 use crate::error::Error;
 use buffer::{Memory, Storage};

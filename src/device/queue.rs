@@ -6,7 +6,7 @@
 //! takes is refused before anything is loaded.
 
 use super::cuda::Cuda;
-use super::{Address, Dtype, Plan};
+use super::{Address, Device, Dtype, Kind, Plan};
 use crate::error::Error;
 
 /// How a kernel is spread over the GPU.
@@ -24,6 +24,37 @@ impl Grid {
     /// `blocks` blocks in a row, without shared memory.
     pub const fn row(blocks: usize, threads: u32) -> Self {
         Self { blocks: [blocks, 1, 1], threads, shared: 0 }
+    }
+
+    /// The blocks as a driver takes them; it refuses what it does not take.
+    pub(super) fn counts(&self) -> [u32; 3] {
+        self.blocks.map(|blocks| u32::try_from(blocks).unwrap_or(u32::MAX))
+    }
+}
+
+/// Launches that come again and again: with every micro-batch of the same shape.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Pass {
+    /// What is done.
+    pub name: &'static str,
+    /// By which block.
+    pub block: usize,
+    /// To which of the micro-batches that are under way.
+    pub lane: usize,
+}
+
+impl Device {
+    /// Runs `work`, whose launches are `pass`: a GPU starts them together when they come again. `work`
+    /// frees nothing that it uses.
+    pub fn gather<R>(&self, pass: Pass, work: impl FnOnce() -> R) -> R {
+        match &self.kind {
+            Kind::Cuda(cuda) => {
+                let (result, started) = cuda.gather(pass, work);
+                self.note(started);
+                result
+            }
+            _ => work(),
+        }
     }
 }
 
@@ -58,7 +89,7 @@ impl Queue<'_> {
     ///
     /// # Errors
     /// [`Error::Device`] names the kernel and what it was given.
-    pub unsafe fn launch<P: Copy + std::fmt::Debug>(
+    pub unsafe fn launch<P: Copy + PartialEq + std::fmt::Debug>(
         &self,
         name: &'static str,
         grid: Grid,

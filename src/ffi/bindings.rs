@@ -2,7 +2,7 @@
 #![allow(missing_docs, reason = "the headers have them")]
 
 #[repr(C)]
-#[derive(Debug, Default, Copy, Clone)]
+#[derive(Debug, Default, Copy, Clone, PartialEq)]
 pub struct Adamw {
     /// `[len]` f32
     pub values: ::core::ffi::c_ulonglong,
@@ -45,7 +45,7 @@ const _: () = {
     ][::core::mem::offset_of!(Adamw, epsilon) - 88usize];
 };
 #[repr(C)]
-#[derive(Debug, Default, Copy, Clone)]
+#[derive(Debug, Default, Copy, Clone, PartialEq)]
 pub struct Adamw8bit {
     /// `[len]` f32
     pub values: ::core::ffi::c_ulonglong,
@@ -131,7 +131,7 @@ const _: () = {
     ][::core::mem::offset_of!(Adamw8bit, smallest) - 128usize];
 };
 #[repr(C)]
-#[derive(Debug, Default, Copy, Clone)]
+#[derive(Debug, Default, Copy, Clone, PartialEq)]
 pub struct Attention {
     /// `[queries, heads * head_dim]` bf16; rows of all four at multiples of 16 bytes
     pub q: ::core::ffi::c_ulonglong,
@@ -214,7 +214,7 @@ const _: () = {
     ][::core::mem::offset_of!(Attention, soft_cap) - 108usize];
 };
 #[repr(C)]
-#[derive(Debug, Default, Copy, Clone)]
+#[derive(Debug, Default, Copy, Clone, PartialEq)]
 pub struct AttentionBackward {
     /// `[queries, heads * head_dim]` bf16; rows of q, k, v and d_o at multiples of 16 bytes
     pub q: ::core::ffi::c_ulonglong,
@@ -354,7 +354,7 @@ const _: () = {
     ][::core::mem::offset_of!(AttentionBackward, soft_cap) - 180usize];
 };
 #[repr(C)]
-#[derive(Debug, Default, Copy, Clone)]
+#[derive(Debug, Default, Copy, Clone, PartialEq)]
 pub struct Cast {
     /// `[rows, cols]`
     pub from: ::core::ffi::c_ulonglong,
@@ -391,7 +391,7 @@ const _: () = {
     ["Offset of field: Cast::to_wide"][::core::mem::offset_of!(Cast, to_wide) - 52usize];
 };
 #[repr(C)]
-#[derive(Debug, Default, Copy, Clone)]
+#[derive(Debug, Default, Copy, Clone, PartialEq)]
 pub struct CrossEntropy {
     /// `[rows, vocabulary]` f32
     pub logits: ::core::ffi::c_ulonglong,
@@ -438,7 +438,7 @@ const _: () = {
     ][::core::mem::offset_of!(CrossEntropy, has_gradient) - 44usize];
 };
 #[repr(C)]
-#[derive(Debug, Default, Copy, Clone)]
+#[derive(Debug, Default, Copy, Clone, PartialEq)]
 pub struct Dequantize {
     /// `[values / 2]`
     pub codes: ::core::ffi::c_ulonglong,
@@ -487,7 +487,7 @@ const _: () = {
     ][::core::mem::offset_of!(Dequantize, book) - 52usize];
 };
 #[repr(C)]
-#[derive(Debug, Default, Copy, Clone)]
+#[derive(Debug, Default, Copy, Clone, PartialEq)]
 pub struct Dropout {
     /// `[rows, cols]` bf16
     pub x: ::core::ffi::c_ulonglong,
@@ -535,7 +535,7 @@ const _: () = {
     ["Offset of field: Dropout::add"][::core::mem::offset_of!(Dropout, add) - 72usize];
 };
 #[repr(C)]
-#[derive(Debug, Default, Copy, Clone)]
+#[derive(Debug, Default, Copy, Clone, PartialEq)]
 pub struct Embedding {
     /// `[vocabulary, cols]` bf16
     pub table: ::core::ffi::c_ulonglong,
@@ -577,7 +577,7 @@ const _: () = {
     ][::core::mem::offset_of!(Embedding, scale) - 44usize];
 };
 #[repr(C)]
-#[derive(Debug, Default, Copy, Clone)]
+#[derive(Debug, Default, Copy, Clone, PartialEq)]
 pub struct Glu {
     /// `[rows, 2 * width]` bf16
     pub gate_up: ::core::ffi::c_ulonglong,
@@ -617,7 +617,7 @@ const _: () = {
     ][::core::mem::offset_of!(Glu, activation) - 52usize];
 };
 #[repr(C)]
-#[derive(Debug, Default, Copy, Clone)]
+#[derive(Debug, Default, Copy, Clone, PartialEq)]
 pub struct Matmul {
     /// bf16
     pub a: [::core::ffi::c_ulonglong; 2usize],
@@ -679,7 +679,7 @@ const _: () = {
     ["Offset of field: Matmul::wide"][::core::mem::offset_of!(Matmul, wide) - 128usize];
 };
 #[repr(C)]
-#[derive(Debug, Default, Copy, Clone)]
+#[derive(Debug, Default, Copy, Clone, PartialEq)]
 pub struct Matmul4bit {
     pub product: Matmul,
     /// `[blocks]` f32, or u8 if nested
@@ -717,7 +717,7 @@ const _: () = {
     ][::core::mem::offset_of!(Matmul4bit, book) - 164usize];
 };
 #[repr(C)]
-#[derive(Debug, Default, Copy, Clone)]
+#[derive(Debug, Default, Copy, Clone, PartialEq)]
 pub struct Rmsnorm {
     /// `[rows, groups * width]` bf16
     pub x: ::core::ffi::c_ulonglong,
@@ -775,7 +775,7 @@ const _: () = {
     ["Offset of field: Rmsnorm::add"][::core::mem::offset_of!(Rmsnorm, add) - 72usize];
 };
 #[repr(C)]
-#[derive(Debug, Default, Copy, Clone)]
+#[derive(Debug, Default, Copy, Clone, PartialEq)]
 pub struct Rope {
     /// `[rows, heads * head_dim]` bf16
     pub x: ::core::ffi::c_ulonglong,
@@ -813,7 +813,7 @@ const _: () = {
     ][::core::mem::offset_of!(Rope, backward) - 44usize];
 };
 #[repr(C)]
-#[derive(Debug, Default, Copy, Clone)]
+#[derive(Debug, Default, Copy, Clone, PartialEq)]
 pub struct Rows {
     /// `[count, cols]` bf16
     pub packed: ::core::ffi::c_ulonglong,
@@ -843,7 +843,7 @@ const _: () = {
     ["Offset of field: Rows::cols"][::core::mem::offset_of!(Rows, cols) - 40usize];
 };
 #[repr(C)]
-#[derive(Debug, Default, Copy, Clone)]
+#[derive(Debug, Default, Copy, Clone, PartialEq)]
 pub struct SumSquares {
     /// `[len]` f32
     pub x: ::core::ffi::c_ulonglong,

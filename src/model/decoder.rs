@@ -11,7 +11,7 @@
 use std::sync::{Mutex, PoisonError};
 
 use crate::device::conveyor::{Conveyor, Traffic};
-use crate::device::{Act, Device};
+use crate::device::{Act, Device, Pass};
 use crate::error::Error;
 use crate::ops::cross_entropy::{self, Gradient, cross_entropy};
 use crate::ops::dropout::Draw;
@@ -123,7 +123,7 @@ impl Decoder {
         let first_kept = layers - w.kept;
         for (i, block) in self.layers.iter().enumerate() {
             self.visit(i, Some(i + 1).filter(|next| *next < layers))?;
-            for (lane, draw) in w.lanes.iter_mut().zip(draws) {
+            for (number, (lane, draw)) in w.lanes.iter_mut().zip(draws).enumerate() {
                 let n = lane.tokens.count;
                 lane.park(device, i, n * hidden);
                 let (from, to) = lane.around(i);
@@ -144,7 +144,10 @@ impl Decoder {
                     dropout: dropout(*draw, w.training.as_mut().and_then(|t| t.dropped.as_mut())),
                 };
                 let (x, y) = (x.view(n, hidden), Some(y.view_mut(n, hidden)));
-                block.forward(&mut cx, x, saved, &mut w.h, w.caches.get_mut(i), y);
+                let (h, cache) = (&mut w.h, w.caches.get_mut(i));
+                device.gather(Pass { name: "forward", block: i, lane: number }, || {
+                    block.forward(&mut cx, x, saved, h, cache, y);
+                });
             }
         }
         Ok(())
@@ -256,8 +259,10 @@ impl Decoder {
         let training = w.training.as_mut().expect("a workspace for training");
         for (i, block) in self.layers.iter().enumerate().skip(lowest).rev() {
             self.visit(i, i.checked_sub(1).filter(|next| *next >= lowest))?;
-            let taught = |(lane, _): &(&mut Lane, _)| lane.tokens.targets > 0;
-            for (lane, draw) in w.lanes.iter_mut().zip(draws).filter(taught) {
+            for (number, (lane, draw)) in w.lanes.iter_mut().zip(draws).enumerate() {
+                if lane.tokens.targets == 0 {
+                    continue;
+                }
                 let n = lane.tokens.count;
                 let input = lane.input(device, i, n * hidden);
                 let Lane { tokens, inputs, saved, dx, .. } = lane;
@@ -272,12 +277,15 @@ impl Decoder {
                 let x = inputs[input].view(n, hidden);
                 let saved = saved.get_mut(i.saturating_sub(first_kept)).or(w.passing.as_mut());
                 let saved = saved.expect("room for a block that keeps nothing");
-                if i < first_kept {
-                    block.forward(&mut cx, x, saved, &mut w.h, None, None);
-                }
                 let reach = if i == lowest { Reach::Params } else { Reach::Input };
                 let dx = dx.as_mut().expect("a lane for training");
-                block.backward(&mut cx, x, saved, &mut training.grads, &mut w.h, dx, reach);
+                let (h, grads) = (&mut w.h, &mut training.grads);
+                device.gather(Pass { name: "backward", block: i, lane: number }, || {
+                    if i < first_kept {
+                        block.forward(&mut cx, x, saved, h, None, None);
+                    }
+                    block.backward(&mut cx, x, saved, grads, h, dx, reach);
+                });
             }
         }
         Ok(())

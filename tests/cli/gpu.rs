@@ -169,12 +169,13 @@ fn a_profile_times_every_kernel_between_two_events() {
 }
 
 #[test]
-fn the_order_of_warps_blocks_and_streams_changes_no_bit() {
+fn neither_the_order_of_warps_blocks_and_streams_nor_room_for_graphs_changes_a_bit() {
     let place = Place::new();
     let mut adapters = Vec::new();
-    for seed in ["1", "2", "3"] {
-        let short = ["--max-steps", "2", "--packing", "--lora-dropout", "0.1"];
-        let output = place.trained_on_gpu(&[("PTX_EMU_SEED", seed)], &short);
+    for (seed, graphs) in [("1", "1000"), ("2", "1000"), ("3", "1000"), ("4", "3"), ("5", "0")] {
+        let short = ["--max-steps", "2", "--no-packing", "--lora-dropout", "0.1"];
+        let card = [("PTX_EMU_SEED", seed), ("PTX_EMU_GRAPHS", graphs)];
+        let output = place.trained_on_gpu(&card, &short);
         assert!(output.status.success(), "{}", stderr(&output));
         let folder = place.path("gpu");
         adapters.push(std::fs::read(folder.join("adapter_model.safetensors")).unwrap());

@@ -53,13 +53,18 @@ pub fn cpu(threads: usize, dtype: Dtype) -> Device {
 #[cfg(target_os = "linux")]
 pub fn gpu() -> Device {
     use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
-    if std::env::var("TEST_DEVICE").as_deref() != Ok("cuda") {
+    if is_emulated() {
         // A process that has opened a library of the driver's name finds no other driver.
         // SAFETY: it has no constructors, and its functions are those of a driver.
         let opened = unsafe { Library::open(Some(emulator()), RTLD_NOW | RTLD_GLOBAL) };
         std::mem::forget(opened.unwrap());
     }
     Device::cuda(0, None).unwrap()
+}
+
+/// Whether [`gpu`] is an emulated one.
+pub fn is_emulated() -> bool {
+    std::env::var("TEST_DEVICE").as_deref() != Ok("cuda")
 }
 
 /// The emulator as a driver, which the build has put beside this program.

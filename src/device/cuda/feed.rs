@@ -23,13 +23,15 @@ pub struct Feed {
 impl Cuda {
     /// The moment when all that is queued to be computed is done.
     pub fn mark(&self) -> Result<Arrival, Error> {
-        let marked = self.compute.record_event(None).map(Arrival);
+        let marked = self.compute.stream().and_then(|stream| stream.record_event(None));
+        let marked = marked.map(Arrival);
         marked.map_err(|error| self.failed("an event", error))
     }
 
     /// What is queued from now on waits for `arrival`.
     pub fn wait_for(&self, arrival: &Arrival) -> Result<(), Error> {
-        self.compute.wait(&arrival.0).map_err(|error| self.failed("a wait for weights", error))
+        let waited = self.compute.stream().and_then(|stream| stream.wait(&arrival.0));
+        waited.map_err(|error| self.failed("a wait for weights", error))
     }
 }
 

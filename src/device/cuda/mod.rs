@@ -7,9 +7,12 @@
 //! what is queued after it waits for it. Memory is allocated in the order of the computing stream, from
 //! the one pool of the device.
 //!
+//! Kernels of a block that come again are started by one call (`gather.rs`).
+//!
 //! `open.rs` finds the card and loads the kernels that are part of this program.
 
 mod feed;
+mod gather;
 mod open;
 mod pinned;
 mod staging;
@@ -21,10 +24,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::driver::result;
 use cudarc::driver::sys::CUresult;
-use cudarc::driver::{
-    CudaContext, CudaFunction, CudaSlice, CudaStream, DevicePtr, DeviceRepr, DriverError,
-    LaunchConfig, PushKernelArg,
-};
+use cudarc::driver::{CudaContext, CudaFunction, CudaSlice, CudaStream, DevicePtr, DriverError};
 
 pub use feed::{Arrival, Feed};
 pub use open::{Card, look};
@@ -33,8 +33,9 @@ pub use pinned::Pinned;
 use super::cpu::SCRATCH;
 use super::memory::{Booking, Ledger};
 use super::profile::{Lane, Profile};
-use super::{Address, Grid};
+use super::{Address, Grid, Pass};
 use crate::error::Error;
+use gather::Computing;
 use staging::Staging;
 use timing::Timing;
 
@@ -42,7 +43,7 @@ use timing::Timing;
 pub struct Cuda {
     pub(super) ledger: Arc<Ledger>,
     context: Arc<CudaContext>,
-    compute: Arc<CudaStream>,
+    compute: Computing,
     copies: Arc<CudaStream>,
     functions: HashMap<&'static str, CudaFunction>,
     staging: Mutex<Staging>,
@@ -59,13 +60,6 @@ struct Scratch {
     _booking: Booking,
 }
 
-/// The struct of a kernel, which it takes by value.
-#[repr(transparent)]
-struct ByValue<P>(P);
-
-// SAFETY: transparent around a plain C struct, which the kernel declares as its one parameter.
-unsafe impl<P: Copy> DeviceRepr for ByValue<P> {}
-
 impl Region {
     pub(super) fn address(&self) -> Address {
         let (address, _sync) = self.0.device_ptr(self.0.stream());
@@ -77,7 +71,8 @@ impl Cuda {
     /// `bytes` zeros, which the ledger has booked under `label`.
     pub(super) fn alloc(&self, label: &'static str, bytes: usize) -> Result<Region, Error> {
         // The driver has no allocation of no bytes.
-        let allocated = self.compute.alloc_zeros::<u8>(bytes.max(1));
+        let stream = self.compute.stream();
+        let allocated = stream.and_then(|stream| stream.alloc_zeros::<u8>(bytes.max(1)));
         allocated.map(|slice| Region(Box::new(slice))).map_err(|error| match error {
             DriverError(CUresult::CUDA_ERROR_OUT_OF_MEMORY) => Error::OutOfMemory {
                 device: self.ledger.device().to_owned(),
@@ -96,11 +91,11 @@ impl Cuda {
     pub(super) unsafe fn upload(&self, from: &[u8], to: Address) -> Result<(), Error> {
         let mut staging = self.staging.lock().unwrap_or_else(PoisonError::into_inner);
         // SAFETY: passed on from the caller.
-        let queued = self.compute.record_event(None).and_then(|before| unsafe {
-            self.copies.wait(&before)?;
+        let queued = self.compute.stream().and_then(|compute| unsafe {
+            self.copies.wait(&compute.record_event(None)?)?;
             let what = (Lane::Copies, "upload", from.len() as u64);
             self.timing.around(&self.copies, what, || staging.upload(&self.copies, from, to))?;
-            self.compute.wait(&self.copies.record_event(None)?)
+            compute.wait(&self.copies.record_event(None)?)
         });
         queued.map_err(|error| self.failed("a copy to the GPU", error))
     }
@@ -112,21 +107,23 @@ impl Cuda {
     pub(super) unsafe fn download(&self, from: Address, to: &mut [u8]) -> Result<(), Error> {
         let mut staging = self.staging.lock().unwrap_or_else(PoisonError::into_inner);
         let what = (Lane::Copies, "download", to.len() as u64);
-        // SAFETY: passed on from the caller.
-        let download = || unsafe { staging.download(&self.compute, from, to) };
-        let copied = self.timing.around(&self.compute, what, download);
+        let copied = self.compute.stream().and_then(|stream| {
+            // SAFETY: passed on from the caller.
+            self.timing.around(stream, what, || unsafe { staging.download(stream, from, to) })
+        });
         copied.map_err(|error| self.failed("a copy from the GPU", error))
     }
 
     /// From now on, what is queued is timed.
     pub(super) fn start_timing(&self, profile: &Profile) -> Result<(), Error> {
-        let begun = self.timing.begin(&self.compute, profile);
+        let begun = self.compute.stream().and_then(|stream| self.timing.begin(stream, profile));
         begun.map_err(|error| self.failed("an event", error))
     }
 
     /// Waits for all that is queued, and enters its times.
     pub(super) fn synchronize(&self, profile: Option<&Profile>) -> Result<(), Error> {
-        let waited = self.compute.synchronize().and_then(|()| self.context.check_err());
+        let waited = self.compute.stream().and_then(|stream| stream.synchronize());
+        let waited = waited.and_then(|()| self.context.check_err());
         let settle = |()| profile.map_or(Ok(()), |profile| self.timing.settle(profile));
         let waited = waited.and_then(settle);
         waited.map_err(|error| self.failed("the kernels queued so far", error))
@@ -138,6 +135,9 @@ impl Cuda {
         if let Some(scratch) = scratch.as_ref().filter(|scratch| scratch.bytes >= bytes) {
             return Ok(scratch.region.address());
         }
+        // What was gathered may use the old one.
+        let behind = self.compute.stream();
+        behind.map_err(|error| self.failed("the kernels queued so far", error))?;
         *scratch = None;
         let booking = self.ledger.book(SCRATCH, bytes as u64)?;
         let region = self.alloc(SCRATCH, bytes)?;
@@ -148,36 +148,43 @@ impl Cuda {
 
     /// # Safety
     /// As for [`Queue::launch`](super::Queue::launch).
-    pub(super) unsafe fn launch<P: Copy + Debug>(
+    pub(super) unsafe fn launch<P: Copy + PartialEq + Debug>(
         &self,
         name: &'static str,
         grid: Grid,
         params: &P,
     ) -> Result<(), Error> {
         let function = self.functions.get(name).unwrap_or_else(|| panic!("no kernel {name}"));
-        let [x, y, z] = grid.blocks.map(|blocks| u32::try_from(blocks).unwrap_or(u32::MAX));
-        let config = LaunchConfig {
-            grid_dim: (x, y, z),
-            block_dim: (grid.threads, 1, 1),
-            shared_mem_bytes: grid.shared as u32,
-        };
-        let params = ByValue(*params);
         // SAFETY: passed on from the caller.
-        let launch =
-            || unsafe { self.compute.launch_builder(function).arg(&params).launch(config) };
-        let launched = self.timing.around(&self.compute, (Lane::Compute, name, 0), launch);
-        launched.map(|_| ()).map_err(|error| {
-            self.failed(&format!("kernel {name}, {grid:?}, {:?}", params.0), error)
-        })
+        let launch = || unsafe { self.compute.launch(function, grid, params) };
+        let launched = match self.timing.is_on() {
+            true => self
+                .compute
+                .stream()
+                .and_then(|stream| self.timing.around(stream, (Lane::Compute, name, 0), launch)),
+            false => launch(),
+        };
+        let what = |error| self.failed(&format!("kernel {name}, {grid:?}, {params:?}"), error);
+        launched.map_err(what)
+    }
+
+    /// Gathers what `work` launches, unless each launch is timed.
+    pub(super) fn gather<R>(&self, pass: Pass, work: impl FnOnce() -> R) -> (R, Result<(), Error>) {
+        if self.timing.is_on() {
+            return (work(), Ok(()));
+        }
+        let (result, started) = self.compute.gather(pass, work);
+        let what = |error| self.failed(&format!("the kernels of {pass:?}"), error);
+        (result, started.map_err(what))
     }
 
     /// # Safety
     /// The bytes are valid for writes.
     pub(super) unsafe fn zero(&self, address: Address, bytes: usize) -> Result<(), Error> {
-        let bound = self.context.bind_to_thread();
-        // SAFETY: passed on from the caller; the context is current.
-        let queued = bound.and_then(|()| unsafe {
-            result::memset_d8_async(address.number(), 0, bytes, self.compute.cu_stream())
+        let queued = self.compute.stream().and_then(|stream| {
+            self.context.bind_to_thread()?;
+            // SAFETY: passed on from the caller; the context is current.
+            unsafe { result::memset_d8_async(address.number(), 0, bytes, stream.cu_stream()) }
         });
         queued.map_err(|error| self.failed("zeros on the GPU", error))
     }

@@ -8,6 +8,7 @@ use cudarc::driver::sys::{self, CUdevice_attribute, CUfunction_attribute_enum, C
 use cudarc::driver::{CudaContext, CudaFunction, DriverError, result};
 use cudarc::nvrtc::Ptx;
 
+use super::gather::Computing;
 use super::staging::Staging;
 use super::timing::Timing;
 use super::{Cuda, Ledger};
@@ -148,7 +149,7 @@ impl Cuda {
         // SAFETY: this module orders its two streams itself; no buffer is used on any other one.
         unsafe { context.disable_event_tracking() };
         keep_freed_memory(&context).map_err(failed)?;
-        let compute = context.new_stream().map_err(failed)?;
+        let compute = Computing::new(context.new_stream().map_err(failed)?);
         let copies = context.new_stream().map_err(failed)?;
         let staging = Mutex::new(Staging::new(&context).map_err(failed)?);
         let functions = load_all(&context, ordinal)?;

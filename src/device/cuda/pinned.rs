@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use cudarc::driver::{CudaEvent, DriverError, PinnedHostSlice, result};
+use cudarc::driver::{CudaEvent, CudaStream, DriverError, PinnedHostSlice, result};
 
 use super::Cuda;
 use crate::device::Address;
@@ -21,7 +21,7 @@ pub struct Pinned {
 impl Drop for Pinned {
     fn drop(&mut self) {
         // What fails here has failed before, and was told to whoever waited for it.
-        let _ = self.cuda.compute.synchronize();
+        let _ = self.cuda.compute.stream().and_then(|stream| stream.synchronize());
     }
 }
 
@@ -40,7 +40,7 @@ impl Pinned {
     pub fn write(&mut self, from: &[u8]) -> Result<(), Error> {
         let Self { bytes, cuda, .. } = self;
         let mut copy = || {
-            cuda.compute.synchronize()?;
+            cuda.compute.stream()?.synchronize()?;
             bytes.as_mut_slice()?[..from.len()].copy_from_slice(from);
             Ok(())
         };
@@ -65,15 +65,17 @@ impl Cuda {
     /// # Safety
     /// They are valid for reads, and `to` is as long, until the copy is done.
     pub unsafe fn park(&self, from: Address, bytes: usize, to: &mut Pinned) -> Result<(), Error> {
-        let copy = || -> Result<(), DriverError> {
+        let mut copy = |stream: &CudaStream| -> Result<(), DriverError> {
             self.context.bind_to_thread()?;
             let Pinned { bytes: to, parked, .. } = to;
             let to = &mut to.as_mut_slice()?[..bytes];
             // SAFETY: passed on from the caller.
-            unsafe { result::memcpy_dtoh_async(to, from.number(), self.compute.cu_stream())? };
-            parked.record(&self.compute)
+            unsafe { result::memcpy_dtoh_async(to, from.number(), stream.cu_stream())? };
+            parked.record(stream)
         };
-        let copied = self.timing.around(&self.compute, (Lane::Copies, "park", bytes as u64), copy);
+        let what = (Lane::Copies, "park", bytes as u64);
+        let copied = self.compute.stream();
+        let copied = copied.and_then(|stream| self.timing.around(stream, what, || copy(stream)));
         copied.map_err(|error| self.failed("a copy to host memory", error))
     }
 
@@ -82,14 +84,15 @@ impl Cuda {
     /// # Safety
     /// `to` is valid for writes of as many, and `from` is as long, until the copy is done.
     pub unsafe fn unpark(&self, from: &Pinned, bytes: usize, to: Address) -> Result<(), Error> {
-        let copy = || -> Result<(), DriverError> {
+        let copy = |stream: &CudaStream| -> Result<(), DriverError> {
             self.context.bind_to_thread()?;
             let from = &from.bytes.as_slice()?[..bytes];
             // SAFETY: passed on from the caller.
-            unsafe { result::memcpy_htod_async(to.number(), from, self.compute.cu_stream()) }
+            unsafe { result::memcpy_htod_async(to.number(), from, stream.cu_stream()) }
         };
         let what = (Lane::Copies, "unpark", bytes as u64);
-        let copied = self.timing.around(&self.compute, what, copy);
+        let copied = self.compute.stream();
+        let copied = copied.and_then(|stream| self.timing.around(stream, what, || copy(stream)));
         copied.map_err(|error| self.failed("a copy from host memory", error))
     }
 }

@@ -38,6 +38,11 @@ impl Timing {
         Ok(())
     }
 
+    /// Whether work is timed.
+    pub(super) fn is_on(&self) -> bool {
+        self.origin.get().is_some()
+    }
+
     /// Queues what `work` queues on `stream`, timed if that was asked for.
     pub(super) fn around<T>(
         &self,
@@ -45,7 +50,7 @@ impl Timing {
         (lane, name, bytes): (Lane, &'static str, u64),
         work: impl FnOnce() -> Result<T, DriverError>,
     ) -> Result<T, DriverError> {
-        if self.origin.get().is_none() {
+        if !self.is_on() {
             return work();
         }
         let from = event(stream)?;

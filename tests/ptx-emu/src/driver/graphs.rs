@@ -5,7 +5,7 @@ use std::ffi::{c_uint, c_ulonglong, c_void};
 
 use super::exports::{exports, give};
 use super::streams::{Grid, Work};
-use super::{Code, Counts, Driver, INVALID_HANDLE, INVALID_VALUE, ask};
+use super::{Code, Counts, Driver, INVALID_HANDLE, INVALID_VALUE, OUT_OF_MEMORY, ask};
 
 /// Graphs, and what was made of them to be launched.
 #[derive(Default)]
@@ -84,6 +84,9 @@ exports! {
         let nodes = driver.graphs.made.get(&graph).ok_or(INVALID_HANDLE)?.clone();
         if flags != 0 {
             return Err(INVALID_VALUE);
+        }
+        if driver.graphs.ready.len() >= driver.card.graphs {
+            return Err(OUT_OF_MEMORY);
         }
         driver.graphs.next += 1;
         let handle = driver.graphs.next;

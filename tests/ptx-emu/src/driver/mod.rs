@@ -19,6 +19,7 @@
 //! | `PTX_EMU_CHECKED` | whether launches are checked | 1 |
 //! | `PTX_EMU_WORKERS` | threads that run the blocks of a launch | those of the machine |
 //! | `PTX_EMU_IMAGES` | whether any image is taken: 0 is a driver that finds all damaged | 1 |
+//! | `PTX_EMU_GRAPHS` | how many graphs there is room for | 1 million |
 //!
 //! A graph is a chain of kernels: one that is launched after the other. `ptx_emu_counts` tells how often a
 //! program launched kernels and graphs, and how often it let the card stand still.
@@ -63,6 +64,7 @@ struct Card {
     checked: bool,
     workers: usize,
     takes_images: bool,
+    graphs: usize,
 }
 
 impl Card {
@@ -76,6 +78,7 @@ impl Card {
             checked: variable("PTX_EMU_CHECKED", 1) == 1,
             workers: variable("PTX_EMU_WORKERS", available_parallelism().map_or(1, Into::into)),
             takes_images: variable("PTX_EMU_IMAGES", 1) == 1,
+            graphs: variable("PTX_EMU_GRAPHS", 1_000_000),
         }
     }
 
