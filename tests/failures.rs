@@ -69,6 +69,10 @@ const SILENT: &[Class] = &[
     ),
     ("merging rounds a small update away", &["an_update_that_vanishes_is_noticed"]),
     (
+        "an update of a head goes into the embeddings that share its numbers",
+        &["head_and_embeddings_that_may_share_their_numbers_take_no_adapter"],
+    ),
+    (
         "an adapter is loaded of which no tensor fits",
         &["adapters_with_anything_unaccounted_for_are_refused"],
     ),
@@ -165,6 +169,11 @@ const MEMORY: &[Class] = &[
     ),
     ("a step allocates", &["a_step_allocates_nothing"]),
     (
+        "memory runs out at the save",
+        &["a_save_takes_no_more_memory_than_an_adapter_and_a_map_of_it"],
+    ),
+    ("an evaluation keeps its logits", &["evaluation_keeps_no_logits"]),
+    (
         "logits of a long sequence fill the memory",
         &["how_many_logits_are_held_at_once_changes_no_bit"],
     ),
@@ -193,7 +202,10 @@ const LOST: &[Class] = &[
     ),
     (
         "old checkpoints go before the new one stands, or in the order of strings",
-        &["a_fault_at_any_call_loses_nothing_but_the_steps_since_the_last_checkpoint"],
+        &[
+            "a_fault_at_any_call_loses_nothing_but_the_steps_since_the_last_checkpoint",
+            "checkpoints_go_by_their_step_and_not_by_their_name",
+        ],
     ),
     (
         "a signal loses the session",
@@ -255,6 +267,14 @@ const DATA: &[Class] = &[
     (
         "byte-order marks, UTF-16, a last line without an end",
         &["good_data_in_odd_clothes", "files_that_are_not_text_are_named"],
+    ),
+    (
+        "the system's language decides what bytes mean",
+        &["the_language_of_the_system_changes_no_byte"],
+    ),
+    (
+        "a line without an end fills the memory",
+        &["a_record_of_seventy_megabytes_is_named_and_not_held"],
     ),
     (
         "a field is null, missing or of another type",

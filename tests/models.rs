@@ -6,9 +6,7 @@ mod common;
 use std::path::Path;
 
 use common::{NF4, Open, TRAINING, cpu, examples, fixture, json, limits_of, micro_batch, tensor};
-use qlora_train::checkpoint::adapter::{
-    self, Adapter, AdapterTensor, LoraPair, TargetModules, tensor_names,
-};
+use qlora_train::checkpoint::adapter::{self, Adapter, LoraPair, TargetModules, tensor_names};
 use qlora_train::checkpoint::tensors::TensorFile;
 use qlora_train::data::MicroBatch;
 use qlora_train::device::{Device, Dtype, Hardware};
@@ -261,10 +259,9 @@ fn write_adapter(folder: &Path, adapter: &Adapter) {
         ]
     };
     let matrices: Vec<_> = adapter.modules.iter().flat_map(of_pair).collect();
-    let tensor = |(name, shape, values)| AdapterTensor { name, shape, values };
-    let borrowed = matrices.iter().map(|(n, s, v)| tensor((&n[..], &s[..], &v[..])));
-    adapter::write(folder, (&adapter.config, &adapter.provenance), &borrowed.collect::<Vec<_>>())
-        .unwrap();
+    let tensors: Vec<_> = matrices.iter().map(|(name, shape, _)| (&name[..], *shape)).collect();
+    let form = (&adapter.config, &adapter.provenance);
+    adapter::write(folder, form, &tensors, |i, to| to.copy_from_slice(&matrices[i].2)).unwrap();
 }
 
 #[test]

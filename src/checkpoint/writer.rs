@@ -1,10 +1,11 @@
 //! Writes a tensor file piece by piece: the header first, each tensor when it is ready.
 //!
 //! Names, types and shapes must be known before the first number; the data may then come in any
-//! order, and never more than one tensor of it needs to be in memory. The file appears under its
+//! order, and never more than a part of one tensor needs to be in memory. The file appears under its
 //! name only when every tensor was written and all of it was read back and found the same (see
 //! [`super::atomic`] for the rest of the way). Where tensors go is decided in `layout`.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::hash::{DefaultHasher, Hasher};
@@ -18,6 +19,9 @@ use super::layout::{arrange, header};
 use super::tensors::TensorFile;
 use crate::error::Error;
 
+/// Bytes that are read back at a time.
+const PIECE: usize = 1 << 16;
+
 /// A tensor file being written; dropped before [`finish`](Self::finish), it leaves nothing.
 #[derive(Debug)]
 pub struct TensorWriter {
@@ -30,8 +34,10 @@ struct Slot {
     spec: TensorSpec,
     /// First byte in the file.
     begin: u64,
-    /// Digest of the bytes written.
-    digest: Option<u64>,
+    /// Bytes that have been written.
+    written: usize,
+    /// Of them.
+    digest: DefaultHasher,
 }
 
 impl TensorWriter {
@@ -57,7 +63,7 @@ impl TensorWriter {
         for spec in tensors {
             let size = spec.bytes() as u64;
             let name = spec.name.clone();
-            let slot = Slot { spec, begin, digest: None };
+            let slot = Slot { spec, begin, written: 0, digest: DefaultHasher::new() };
             let twice = slots.insert(name, slot);
             assert!(twice.is_none(), "two tensors of one name: {twice:?}");
             begin += size;
@@ -74,19 +80,30 @@ impl TensorWriter {
     pub fn write(&mut self, name: &str, data: &[u8]) -> Result<(), Error> {
         let slot = self.slot(name);
         assert_eq!(data.len(), slot.spec.bytes(), "bytes of {name}");
-        assert_eq!(slot.digest, None, "{name} is written twice");
-        slot.digest = Some(digest(data));
-        let begin = slot.begin;
-        self.write_at(data, begin)
+        assert_eq!(slot.written, 0, "{name} is written twice");
+        self.append(name, data)
+    }
+
+    /// Writes the next bytes (little endian) of a tensor.
+    ///
+    /// Panics if the tensor was not announced, or has no room for them.
+    pub fn append(&mut self, name: &str, data: &[u8]) -> Result<(), Error> {
+        let slot = self.slot(name);
+        let (at, room) = (slot.begin + slot.written as u64, slot.spec.bytes());
+        slot.written += data.len();
+        assert!(slot.written <= room, "{} bytes of {name}, which has {room}", slot.written);
+        slot.digest.write(data);
+        self.write_at(data, at)
     }
 
     /// Writes f32 numbers as an F32 tensor.
     pub fn write_f32(&mut self, name: &str, values: &[f32]) -> Result<(), Error> {
-        if cfg!(target_endian = "little") {
-            return self.write(name, bytemuck::cast_slice(values));
-        }
-        let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
-        self.write(name, &bytes)
+        self.write(name, &little_endian(values))
+    }
+
+    /// Writes f32 numbers as the next ones of an F32 tensor.
+    pub fn append_f32(&mut self, name: &str, values: &[f32]) -> Result<(), Error> {
+        self.append(name, &little_endian(values))
     }
 
     /// Writes a text, with spaces behind it up to the room it has.
@@ -104,8 +121,8 @@ impl TensorWriter {
     ///
     /// Panics if a tensor was announced and not written.
     pub fn finish(self) -> Result<(), Error> {
-        let missing = self.slots.values().find(|slot| slot.digest.is_none());
-        assert!(missing.is_none(), "never written: {missing:?}");
+        let missing = self.slots.values().find(|slot| slot.written < slot.spec.bytes());
+        assert!(missing.is_none(), "never written whole: {missing:?}");
         let sync = self.pending.file().sync_all();
         sync.map_err(Error::io(self.pending.target()))?;
         self.verify()?;
@@ -124,29 +141,45 @@ impl TensorWriter {
         file.write_all_at(data, begin).map_err(Error::io(self.pending.target()))
     }
 
+    /// A map of the file would count as memory of this process, so its numbers are read.
     fn verify(&self) -> Result<(), Error> {
         let file = TensorFile::open(self.pending.temporary())?;
-        let same = file.names().len() == self.slots.len()
-            && self.slots.iter().all(|(name, slot)| {
-                file.find(name).is_some_and(|tensor| {
-                    tensor.dtype == slot.spec.dtype
-                        && tensor.shape == slot.spec.shape
-                        && Some(digest(tensor.data)) == slot.digest
-                })
-            });
+        let announced = |(name, slot): (&String, &Slot)| {
+            file.find(name).is_some_and(|tensor| {
+                tensor.dtype == slot.spec.dtype && tensor.shape == slot.spec.shape
+            })
+        };
+        let mut same = file.names().len() == self.slots.len() && self.slots.iter().all(announced);
+        for slot in self.slots.values() {
+            same &= self.digest(slot)? == slot.digest.finish();
+        }
         if same {
             return Ok(());
         }
         let fault = io::Error::other("what was written reads back differently: check the disk");
         Err(Error::io(self.pending.target())(fault))
     }
+
+    /// The digest of a tensor as it lies in the file: it tells a lost or swapped block, and is no defence
+    /// against intent.
+    fn digest(&self, slot: &Slot) -> Result<u64, Error> {
+        let (mut hasher, mut piece) = (DefaultHasher::new(), vec![0; PIECE.min(slot.written)]);
+        for start in (0..slot.written).step_by(PIECE) {
+            let piece = &mut piece[..PIECE.min(slot.written - start)];
+            let read = self.pending.file().read_exact_at(piece, slot.begin + start as u64);
+            read.map_err(Error::io(self.pending.target()))?;
+            hasher.write(piece);
+        }
+        Ok(hasher.finish())
+    }
 }
 
-/// A digest that tells a lost or swapped block; no defence against intent.
-fn digest(bytes: &[u8]) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    hasher.write(bytes);
-    hasher.finish()
+/// Numbers as the bytes of a file.
+fn little_endian(values: &[f32]) -> Cow<'_, [u8]> {
+    match cfg!(target_endian = "little") {
+        true => Cow::Borrowed(bytemuck::cast_slice(values)),
+        false => values.iter().flat_map(|value| value.to_le_bytes()).collect(),
+    }
 }
 
 #[cfg(test)]

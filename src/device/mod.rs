@@ -352,17 +352,24 @@ impl Device {
 
     /// Copies the start of `from` to `to`; a plan gives zeros, and so does a device that has failed.
     pub fn download<T: Pod>(&self, from: &Buf<T>, to: &mut [T]) {
-        assert!(to.len() <= from.len(), "{} numbers of {}", to.len(), from.len());
+        self.download_at(from, 0, to);
+    }
+
+    /// Copies the numbers of `from` from `start` on to `to`, as [`download`](Self::download) does.
+    pub fn download_at<T: Pod>(&self, from: &Buf<T>, start: usize, to: &mut [T]) {
+        let end = start + to.len();
+        assert!(end <= from.len(), "numbers {start} to {end} of {}", from.len());
         match (&self.kind, from.host()) {
             (Kind::Cuda(cuda), _) => {
+                let address = from.address().offset(start * size_of::<T>());
                 // SAFETY: the buffer is as long as asserted.
-                let copied = unsafe { cuda.download(from.address(), bytemuck::cast_slice_mut(to)) };
+                let copied = unsafe { cuda.download(address, bytemuck::cast_slice_mut(to)) };
                 if copied.is_err() {
                     to.fill(T::zeroed());
                 }
                 self.note(copied);
             }
-            (_, Some(host)) => to.copy_from_slice(&host[..to.len()]),
+            (_, Some(host)) => to.copy_from_slice(&host[start..end]),
             (_, None) => to.fill(T::zeroed()),
         }
     }

@@ -113,26 +113,24 @@ pub fn attach_adapter(
 
 /// Sets the values of a new adapter.
 pub fn initialize(device: &Device, params: &mut Params, seed: u64) {
-    let mut values = vec![0.0; params.index().len()];
-    for (number, entry) in params.index().entries().iter().enumerate() {
-        if is_a(entry) {
-            let draw = Random::new(seed, Purpose::Init, number as u32);
-            let bound = 1.0 / (entry.shape[1] as f32).sqrt();
-            for (i, value) in values[entry.range.clone()].iter_mut().enumerate() {
-                *value = bound * (2.0 * draw.uniform_at(i as u64) - 1.0);
-            }
-        }
+    let Params { index, values, .. } = params;
+    device.zero(values);
+    for (number, entry) in index.entries().iter().enumerate().filter(|(_, entry)| is_a(entry)) {
+        let draw = Random::new(seed, Purpose::Init, number as u32);
+        let bound = 1.0 / (entry.shape[1] as f32).sqrt();
+        let value = |i| bound * (2.0 * draw.uniform_at(i as u64) - 1.0);
+        let drawn: Vec<f32> = (0..entry.range.len()).map(value).collect();
+        device.upload_at(&drawn, values, entry.range.start);
     }
-    device.upload(&values, &mut params.values);
 }
 
 /// Sets the values of an existing adapter.
 pub fn restore(device: &Device, params: &mut Params, adapter: &Adapter) {
-    let mut values = vec![0.0; params.index().len()];
-    for (entry, source) in matched(params.index().entries(), adapter) {
-        values[entry.range.clone()].copy_from_slice(source);
+    let Params { index, values, .. } = params;
+    device.zero(values);
+    for (entry, source) in matched(index.entries(), adapter) {
+        device.upload_at(source, values, entry.range.start);
     }
-    device.upload(&values, &mut params.values);
 }
 
 /// Refuses unless `adapter` holds the very bits of `params`, all of them; says where it does not.
@@ -140,13 +138,13 @@ pub fn restore(device: &Device, params: &mut Params, adapter: &Adapter) {
 /// # Errors
 /// A tensor that is missing or another one.
 pub fn compare(device: &Device, params: &Params, adapter: &Adapter) -> Result<(), String> {
-    let mut values = vec![0.0f32; params.index().len()];
-    device.download(&params.values, &mut values);
+    let mut values = Vec::new();
     let entries = params.index().entries();
     let mut found = 0;
     for (entry, source) in matched(entries, adapter) {
-        let same =
-            values[entry.range.clone()].iter().zip(source).all(|(a, b)| a.to_bits() == b.to_bits());
+        values.resize(source.len(), 0.0_f32);
+        device.download_at(&params.values, entry.range.start, &mut values);
+        let same = values.iter().zip(source).all(|(a, b)| a.to_bits() == b.to_bits());
         if !same {
             return Err(format!("{} is not what was written", entry.name));
         }

@@ -30,6 +30,9 @@ impl Paging {
     pub const PAGED: Self = Self::Paged { numbers: 1 << 20 };
 }
 
+/// Numbers of a piece of those that are not in pages.
+const PIECE: usize = 1 << 20;
+
 /// Label of the moments.
 pub(super) const LABEL: &str = "optimizer moments";
 
@@ -92,16 +95,28 @@ impl<T: Pod> Shelf<T> {
         }
     }
 
-    /// Copies all numbers to `to`.
-    pub fn download(&self, device: &Device, to: &mut [T]) {
-        match self.parked.is_empty() {
-            true => device.download(&self.room, to),
-            false => {
-                for (parked, page) in self.parked.iter().zip(&self.pages) {
-                    device.read_parked(parked, &mut to[page.clone()]);
-                }
-            }
+    /// Gives all numbers to `take` in their order, a piece at a time.
+    ///
+    /// # Errors
+    /// What `take` fails with.
+    pub fn download<E>(
+        &self,
+        device: &Device,
+        mut take: impl FnMut(&[T]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let mut piece = Vec::new();
+        for (parked, page) in self.parked.iter().zip(&self.pages) {
+            piece.resize(page.len(), T::zeroed());
+            device.read_parked(parked, &mut piece);
+            take(&piece)?;
         }
+        let resident = if self.parked.is_empty() { self.len() } else { 0 };
+        for start in (0..resident).step_by(PIECE) {
+            piece.resize(PIECE.min(resident - start), T::zeroed());
+            device.download_at(&self.room, start, &mut piece);
+            take(&piece)?;
+        }
+        Ok(())
     }
 
     /// Takes all numbers from `from`.

@@ -312,22 +312,15 @@ fn write_moments(path: &Path, device: &Device, optimizer: &AdamW) -> Result<(), 
         specs.extend(spec(CODES, DType::U8, eight_bit.codes[0].len()));
     }
     let mut writer = TensorWriter::create(path, vec![specs], Align::Packed)?;
-    let mut write_f32 = |name, buf: &Shelf<f32>| {
-        let mut values = vec![0.0; buf.len()];
-        buf.download(device, &mut values);
-        writer.write_f32(name, &values)
-    };
     for (buf, name) in optimizer.plain.iter().zip(PLAIN) {
-        write_f32(name, buf)?;
+        buf.download(device, |values| writer.append_f32(name, values))?;
     }
     if let Some(eight_bit) = &optimizer.eight_bit {
         for (buf, name) in eight_bit.scales.iter().zip(SCALES) {
-            write_f32(name, buf)?;
+            buf.download(device, |values| writer.append_f32(name, values))?;
         }
         for (buf, name) in eight_bit.codes.iter().zip(CODES) {
-            let mut codes = vec![0; buf.len()];
-            buf.download(device, &mut codes);
-            writer.write(name, &codes)?;
+            buf.download(device, |codes| writer.append(name, codes))?;
         }
     }
     writer.finish()

@@ -30,18 +30,12 @@ pub fn write_adapter(
     params: &Params,
     form: &Form,
 ) -> Result<(), Error> {
-    let mut values = vec![0.0; params.index().len()];
-    device.download(&params.values, &mut values);
     let entries = params.index().entries();
-    let tensors: Vec<_> = entries
-        .iter()
-        .map(|entry| AdapterTensor {
-            name: &entry.name,
-            shape: &entry.shape,
-            values: &values[entry.range.clone()],
-        })
-        .collect();
-    adapter::write(folder, (&form.config, &form.provenance), &tensors)
+    let tensors: Vec<AdapterTensor<'_>> =
+        entries.iter().map(|entry| (&*entry.name, entry.shape)).collect();
+    adapter::write(folder, (&form.config, &form.provenance), &tensors, |number, values| {
+        device.download_at(&params.values, entries[number].range.start, values);
+    })
 }
 
 /// What an adapter that was read back does.

@@ -3,7 +3,7 @@
 use std::fs;
 
 use qlora_train::checkpoint::adapter::{
-    self, Adapter, AdapterConfig, AdapterTensor, Provenance, Scaling, TargetModules,
+    self, Adapter, AdapterConfig, Provenance, Scaling, TargetModules,
 };
 use qlora_train::checkpoint::tensors::DType;
 
@@ -29,11 +29,10 @@ fn an_adapter_comes_back_as_it_was_written() {
     assert_eq!(name_a, "base_model.model.model.layers.0.self_attn.q.lora_A.weight");
     let (a, b) = ([1.0, 2.0, 3.0, 4.0, 5.0, 6.0], [0.5, -0.5]);
     let out = folder(&[]);
-    let tensors = [
-        AdapterTensor { name: &name_a, shape: &[2, 3], values: &a },
-        AdapterTensor { name: &name_b, shape: &[1, 2], values: &b },
-    ];
-    adapter::write(out.path(), (&lora_config(), &Provenance::default()), &tensors).unwrap();
+    let tensors = [(&*name_a, [2, 3]), (&*name_b, [1, 2])];
+    let form = (&lora_config(), &Provenance::default());
+    let values = |i: usize| if i == 0 { &a[..] } else { &b[..] };
+    adapter::write(out.path(), form, &tensors, |i, to| to.copy_from_slice(values(i))).unwrap();
     let read = Adapter::read(out.path()).unwrap();
     assert_eq!(read.config, lora_config());
     let pair = &read.modules["model.layers.0.self_attn.q"];

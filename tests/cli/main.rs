@@ -12,6 +12,8 @@ use serde_json::Value;
 #[cfg(target_os = "linux")]
 mod gpu;
 mod mistakes;
+#[cfg(target_os = "linux")]
+mod resources;
 mod results;
 mod runs;
 mod trust;

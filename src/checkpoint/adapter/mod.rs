@@ -51,30 +51,28 @@ impl Adapter {
     }
 }
 
-/// One tensor of an adapter to be written.
-#[derive(Debug, Clone, Copy)]
-pub struct AdapterTensor<'a> {
-    /// Full name in the file (`base_model.model.….lora_A.weight`).
-    pub name: &'a str,
-    /// Sizes, slowest first.
-    pub shape: &'a [usize],
-    /// Values, row-major; stored as F32.
-    pub values: &'a [f32],
-}
+/// One tensor of an adapter to be written: its full name in the file
+/// (`base_model.model.….lora_A.weight`), and its sizes.
+pub type AdapterTensor<'a> = (&'a str, [usize; 2]);
 
 /// Writes both files into `folder`, each whole or not at all; the configuration comes last, so that
-/// a folder with a configuration has its tensors.
+/// a folder with a configuration has its tensors. `read` gives the values of a tensor by its number,
+/// row-major; one tensor at a time is in memory.
 pub fn write(
     folder: &Path,
     (config, provenance): (&AdapterConfig, &Provenance),
     tensors: &[AdapterTensor<'_>],
+    mut read: impl FnMut(usize, &mut [f32]),
 ) -> Result<(), Error> {
-    let specs = tensors.iter().map(|t| TensorSpec::new(t.name, DType::F32, t.shape)).collect();
-    let path = folder.join(TENSOR_FILE);
+    let spec = |(name, shape): &AdapterTensor<'_>| TensorSpec::new(*name, DType::F32, shape);
+    let (specs, path) = (tensors.iter().map(spec).collect(), folder.join(TENSOR_FILE));
     let mut writer =
         TensorWriter::create_with(&path, vec![specs], Align::Packed, &provenance.metadata())?;
-    for tensor in tensors {
-        writer.write_f32(tensor.name, tensor.values)?;
+    let mut values = Vec::new();
+    for (number, (name, [rows, columns])) in tensors.iter().enumerate() {
+        values.resize(rows * columns, 0.0);
+        read(number, &mut values);
+        writer.write_f32(name, &values)?;
     }
     writer.finish()?;
     atomic::write_bytes(&folder.join(CONFIG_FILE), config.to_json())
