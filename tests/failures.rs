@@ -211,6 +211,7 @@ const LOST: &[Class] = &[
         "a signal loses the session",
         &[
             "a_signal_leaves_a_checkpoint_from_which_the_run_goes_on",
+            "a_second_signal_leaves_at_once_and_nothing_half_written_counts",
             "a_stopped_run_goes_on_to_the_same_bytes",
         ],
     ),

@@ -126,6 +126,30 @@ fn a_signal_leaves_a_checkpoint_from_which_the_run_goes_on() {
 }
 
 #[test]
+fn a_second_signal_leaves_at_once_and_nothing_half_written_counts() {
+    let place = Place::new();
+    // The first save of a run is at the signal: the second one comes before, within or after it.
+    for milliseconds in [0, 2, 8] {
+        let (mut child, mut told) = start_long_run(&place, &["--resume", "auto"]);
+        let (id, begun) = (child.id(), std::time::Instant::now());
+        let script = format!(
+            "kill -INT {id}; sleep 0.{milliseconds:03}; kill -INT {id} 2>/dev/null || true"
+        );
+        let sent = std::process::Command::new("sh").args(["-c", &script]).status().unwrap();
+        let mut rest = String::new();
+        told.read_to_string(&mut rest).unwrap();
+        assert!(sent.success() && !rest.contains("panicked"), "{rest}");
+        assert_eq!(child.wait().unwrap().code(), Some(130), "{milliseconds} ms: {rest}");
+        assert!(begun.elapsed().as_secs() < 5, "{milliseconds} ms");
+    }
+    let (child, told) = start_long_run(&place, &["--resume", "auto"]);
+    let entries = fs::read_dir(place.path("long")).unwrap();
+    let names: Vec<_> = entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    assert!(!names.iter().any(|name| name.contains("tmp")), "{names:?}");
+    assert_eq!(stop(child, told, "-TERM").code(), Some(143));
+}
+
+#[test]
 fn a_reader_of_results_that_went_away_is_no_failure_and_a_full_disk_is_one() {
     let place = Place::new();
     let mut child = place.command(&["--help"]).stdout(Stdio::piped()).spawn().unwrap();
