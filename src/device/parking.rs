@@ -1,7 +1,7 @@
 //! Host memory beside a device, where numbers wait until they are wanted again.
 //!
-//! On a GPU it is pinned, and copies are queued with everything else: nothing is waited for. On the CPU
-//! it is memory like any other. It is booked apart from the memory of the device.
+//! On a GPU it is pinned, and copies are queued with everything else, or beside it: nothing is waited for.
+//! On the CPU it is memory like any other. It is booked apart from the memory of the device.
 
 use bytemuck::Pod;
 
@@ -9,6 +9,16 @@ use super::cuda::Pinned;
 use super::memory::Booking;
 use super::{Buf, Device, Kind};
 use crate::error::Error;
+
+/// When a copy is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum When {
+    /// After all that is queued before it, and before all that will be.
+    InOrder,
+    /// After all that is queued before it, and beside what will be: until [`Device::settle`], nothing that
+    /// is queued touches what is copied.
+    Beside,
+}
 
 /// Room for numbers that wait.
 pub struct Parked {
@@ -39,13 +49,13 @@ impl Device {
     }
 
     /// Copies the first `len` numbers of `from` to `to`.
-    pub fn park<T: Pod>(&self, from: &Buf<T>, len: usize, to: &mut Parked) {
+    pub fn park<T: Pod>(&self, from: &Buf<T>, len: usize, to: &mut Parked, when: When) {
         let bytes = to.check(from, len);
         match (&self.kind, &mut to.memory) {
             (Kind::Cuda(cuda), Memory::Pinned(pinned)) => {
                 // SAFETY: both are as long as checked; the pinned memory belongs to `to`, which is read
                 // after this copy only, and freed behind it.
-                self.note(unsafe { cuda.park(from.address(), bytes, pinned) });
+                self.note(unsafe { cuda.park(from.address(), bytes, pinned, when) });
             }
             (_, Memory::Host(memory)) => {
                 let host = from.host().expect("the CPU sees its memory");
@@ -56,18 +66,25 @@ impl Device {
     }
 
     /// Copies the first `len` numbers of `from` to `to`.
-    pub fn unpark<T: Pod>(&self, from: &Parked, len: usize, to: &mut Buf<T>) {
+    pub fn unpark<T: Pod>(&self, from: &Parked, len: usize, to: &mut Buf<T>, when: When) {
         let bytes = from.check(to, len);
         match (&self.kind, &from.memory) {
             (Kind::Cuda(cuda), Memory::Pinned(pinned)) => {
                 // SAFETY: as above.
-                self.note(unsafe { cuda.unpark(pinned, bytes, to.address_mut()) });
+                self.note(unsafe { cuda.unpark(pinned, bytes, to.address_mut(), when) });
             }
             (_, Memory::Host(memory)) => {
                 let host = to.host_mut().expect("the CPU sees its memory");
                 bytemuck::cast_slice_mut(&mut host[..len]).copy_from_slice(&memory[..bytes]);
             }
             _ => (),
+        }
+    }
+
+    /// What is queued from now on comes after the copies to and from `parked`.
+    pub fn settle(&self, parked: &Parked) {
+        if let (Kind::Cuda(cuda), Memory::Pinned(pinned)) = (&self.kind, &parked.memory) {
+            self.note(cuda.settle(pinned));
         }
     }
 

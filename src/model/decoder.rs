@@ -11,6 +11,7 @@
 use std::sync::{Mutex, PoisonError};
 
 use crate::device::conveyor::{Conveyor, Traffic};
+use crate::device::parking::When;
 use crate::device::{Act, Device, Pass};
 use crate::error::Error;
 use crate::ops::cross_entropy::{self, Gradient, cross_entropy};
@@ -98,6 +99,7 @@ impl Decoder {
             // Embeddings may be used from a map, which must not end before the file does.
             conveyor.lock().unwrap_or_else(PoisonError::into_inner).check_files()?;
         }
+        w.lanes[lane].settle(device);
         let Lane { tokens, inputs, .. } = &mut w.lanes[lane];
         tokens.upload(device, &self.config, batch);
         let scale = self.config.embedding_scale(device.dtype());
@@ -188,7 +190,7 @@ impl Decoder {
             let dh = training.dh.view(targets, hidden);
             rows::scatter(device, dh, rows, dx.view_mut(n, hidden));
         }
-        device.park(&w.head.losses, targets, &mut lane.losses[turn]);
+        device.park(&w.head.losses, targets, &mut lane.losses[turn], When::InOrder);
     }
 
     fn head_chunk(
@@ -258,13 +260,14 @@ impl Decoder {
         let first_kept = self.layers.len() - w.kept;
         let training = w.training.as_mut().expect("a workspace for training");
         for (i, block) in self.layers.iter().enumerate().skip(lowest).rev() {
-            self.visit(i, i.checked_sub(1).filter(|next| *next >= lowest))?;
+            let next = i.checked_sub(1).filter(|next| *next >= lowest);
+            self.visit(i, next)?;
             for (number, (lane, draw)) in w.lanes.iter_mut().zip(draws).enumerate() {
                 if lane.tokens.targets == 0 {
                     continue;
                 }
                 let n = lane.tokens.count;
-                let input = lane.input(device, i, n * hidden);
+                let input = lane.input(device, (i, next), n * hidden);
                 let Lane { tokens, inputs, saved, dx, .. } = lane;
                 let mut cx = Context {
                     device,

@@ -10,7 +10,7 @@
 //! and a block that has to be read from a file is read once for all of them; what lies between blocks
 //! waits in the lanes. The additions to a gradient are the same in the same order.
 
-use crate::device::parking::Parked;
+use crate::device::parking::{Parked, When};
 use crate::device::{Act, Buf, Device, Dtype, MatMut};
 use crate::error::Error;
 
@@ -78,14 +78,17 @@ pub struct Workspace {
 
 /// A micro-batch on its way.
 pub(super) struct Lane {
+    /// Where each block's input waits, if there are only two. Before `inputs`, as it is dropped first: then
+    /// no copy is under way.
+    parked: Vec<Parked>,
+    /// Which of them is being copied beside what is queued.
+    moving: Option<usize>,
     /// What it is.
     pub tokens: Tokens,
     /// Inputs of the blocks, and the last one's output: one for each, or two in turn.
     pub inputs: Vec<Act>,
     /// One for each block that keeps everything. The first serves all blocks before, too.
     pub saved: Vec<Saved>,
-    /// Where each block's input waits, if there are only two.
-    pub parked: Vec<Parked>,
     /// Losses of its targets on their way to the host: while those of one turn are read, those of the
     /// other are computed.
     pub losses: [Parked; 2],
@@ -216,31 +219,57 @@ impl Lane {
             inputs: inputs.collect::<Result<_, _>>()?,
             saved: (first..c.layers).map(saved).collect::<Result<_, _>>()?,
             parked: parked.collect::<Result<_, _>>()?,
+            moving: None,
             losses: [losses()?, losses()?],
             dx: dx.transpose()?,
         })
     }
 
     /// Lets the input of block `i`, which holds `len` numbers, wait where all inputs do, if that is not
-    /// where it is.
+    /// where it is. It is copied while the block computes from it; the next block's output goes where it was.
     pub fn park(&mut self, device: &Device, i: usize, len: usize) {
+        self.settle(device);
         let from = self.around(i).0;
         if let Some(parked) = self.parked.get_mut(i) {
-            device.park(self.inputs[from].bytes(), len * device.dtype().size(), parked);
+            let bytes = len * device.dtype().size();
+            device.park(self.inputs[from].bytes(), bytes, parked, When::Beside);
+            self.moving = Some(i);
         }
     }
 
     /// Which of the inputs is that of block `i`, of `len` numbers, on the way back: brought there if it
-    /// waits elsewhere.
-    pub fn input(&mut self, device: &Device, i: usize, len: usize) -> usize {
-        match self.parked.get(i) {
-            None => i,
-            Some(parked) => {
-                let to = i % self.inputs.len();
-                let bytes = len * device.dtype().size();
-                device.unpark(parked, bytes, self.inputs[to].bytes_mut());
-                to
-            }
+    /// waits elsewhere. The input of block `next` is brought while block `i` computes.
+    pub fn input(
+        &mut self,
+        device: &Device,
+        (i, next): (usize, Option<usize>),
+        len: usize,
+    ) -> usize {
+        if self.parked.is_empty() {
+            return i;
+        }
+        if self.moving != Some(i) {
+            self.settle(device);
+            self.bring(device, i, len);
+        }
+        self.settle(device);
+        if let Some(next) = next {
+            self.bring(device, next, len);
+        }
+        i % self.inputs.len()
+    }
+
+    fn bring(&mut self, device: &Device, i: usize, len: usize) {
+        let to = i % self.inputs.len();
+        let (bytes, to) = (len * device.dtype().size(), self.inputs[to].bytes_mut());
+        device.unpark(&self.parked[i], bytes, to, When::Beside);
+        self.moving = Some(i);
+    }
+
+    /// What is queued from now on comes after the copies that are under way.
+    pub fn settle(&mut self, device: &Device) {
+        if let Some(moving) = self.moving.take() {
+            device.settle(&self.parked[moving]);
         }
     }
 

@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use bytemuck::Pod;
 
-use crate::device::parking::Parked;
+use crate::device::parking::{Parked, When};
 use crate::device::{Buf, Device};
 use crate::error::Error;
 
@@ -81,7 +81,7 @@ impl<T: Pod> Shelf<T> {
         match self.parked.get(page) {
             None => (&mut self.room, start),
             Some(parked) => {
-                device.unpark(parked, end - start, &mut self.room);
+                device.unpark(parked, end - start, &mut self.room, When::InOrder);
                 (&mut self.room, 0)
             }
         }
@@ -91,7 +91,7 @@ impl<T: Pod> Shelf<T> {
     pub(super) fn close(&mut self, device: &Device, page: usize) {
         let len = self.pages[page].len();
         if let Some(parked) = self.parked.get_mut(page) {
-            device.park(&self.room, len, parked);
+            device.park(&self.room, len, parked, When::InOrder);
         }
     }
 

@@ -1,7 +1,7 @@
 //! An NVIDIA GPU as a device: the driver is loaded at run time where there is one, and nothing else of
 //! CUDA is needed.
 //!
-//! One stream computes and one copies. Everything is queued and nothing is waited for, but where the
+//! One stream computes, one copies to the GPU, one to and from host memory beside what is computed. Everything is queued and nothing is waited for, but where the
 //! host wants to see a number. A copy to the GPU passes through a ring of pinned buffers
 //! (`staging.rs`); it waits for what was queued before it, which may still read what it overwrites, and
 //! what is queued after it waits for it. Memory is allocated in the order of the computing stream, from
@@ -45,6 +45,7 @@ pub struct Cuda {
     context: Arc<CudaContext>,
     compute: Computing,
     copies: Arc<CudaStream>,
+    parking: Arc<CudaStream>,
     functions: HashMap<&'static str, CudaFunction>,
     staging: Mutex<Staging>,
     scratch: Mutex<Option<Scratch>>,

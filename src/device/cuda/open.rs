@@ -146,18 +146,19 @@ impl Cuda {
         look(ordinal)?;
         let failed = |error| unusable(ordinal, told(error));
         let context = CudaContext::new(ordinal).map_err(failed)?;
-        // SAFETY: this module orders its two streams itself; no buffer is used on any other one.
+        // SAFETY: this module orders its streams itself; no buffer is used on any other one.
         unsafe { context.disable_event_tracking() };
         keep_freed_memory(&context).map_err(failed)?;
         let compute = Computing::new(context.new_stream().map_err(failed)?);
         let copies = context.new_stream().map_err(failed)?;
+        let parking = context.new_stream().map_err(failed)?;
         let staging = Mutex::new(Staging::new(&context).map_err(failed)?);
         let functions = load_all(&context, ordinal)?;
         let (free, _) = context.mem_get_info().map_err(failed)?;
         let ledger = Ledger::new(device_name(ordinal), limit.unwrap_or(usable(free as u64)));
         let scratch = Mutex::default();
         let timing = Timing::default();
-        Ok(Self { ledger, context, compute, copies, functions, staging, scratch, timing })
+        Ok(Self { ledger, context, compute, copies, parking, functions, staging, scratch, timing })
     }
 }
 

@@ -2,10 +2,10 @@
 //! unchanged.
 //!
 //! This crate is also a shared library with that name inside; a process that opened it before its first
-//! call finds no other driver. `exports.rs` and `graphs.rs` have the functions, `streams.rs` what they queue: nothing
-//! runs before somebody must wait for it, and then the streams go on in an order of chance. A program
-//! that forgot to wait, or an event between two streams, gets wrong numbers or a finding here instead of
-//! on some machine some day.
+//! call finds no other driver. `exports.rs` and `graphs.rs` have the functions, `streams.rs` what they
+//! queue: nothing runs before somebody must wait for it, and then the streams go on in an order of chance,
+//! in which any of them may stand still while another does much. A program that forgot to wait, or an
+//! event between two streams, gets wrong numbers or a finding here instead of on some machine some day.
 //!
 //! What the card is like is said by the environment, read at the first call:
 //!

@@ -57,7 +57,12 @@ pub(super) struct Streams {
     events: BTreeMap<u64, Event>,
     next: u64,
     random: u64,
+    /// Which streams go first for now.
+    preference: u64,
 }
+
+/// How much work is done, in the mean, before other streams are preferred: as much as a block of a model is.
+const MEAN_STRETCH: u64 = 32;
 
 /// The stream that is always there.
 const DEFAULT: u64 = 0;
@@ -65,7 +70,7 @@ const DEFAULT: u64 = 0;
 impl Streams {
     pub(super) fn new(seed: u64) -> Self {
         let queues = BTreeMap::from([(DEFAULT, VecDeque::new())]);
-        Self { queues, events: BTreeMap::new(), next: 1, random: seed }
+        Self { queues, events: BTreeMap::new(), next: 1, random: seed, preference: seed }
     }
 
     pub(super) fn open(&mut self) -> u64 {
@@ -157,9 +162,13 @@ impl Streams {
         };
         let ready = self.queues.iter().filter(|(_, queue)| queue.front().is_some_and(may_go_on));
         let ready: Vec<u64> = ready.map(|(stream, _)| *stream).collect();
-        let count = ready.len() as u64;
-        let chosen = ready.get((self.draw() % count.max(1)) as usize)?;
-        self.queues.get_mut(chosen)?.pop_front()
+        if self.draw().is_multiple_of(MEAN_STRETCH) {
+            self.preference = self.draw();
+        }
+        // For a stretch, streams that are ready wait for those that are preferred, however long that takes.
+        let rank = |stream: &u64| (stream ^ self.preference).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let chosen = ready.into_iter().max_by_key(rank)?;
+        self.queues.get_mut(&chosen)?.pop_front()
     }
 
     /// A download has come to pinned memory: what waits to be uploaded from there is what is there now.
