@@ -119,15 +119,27 @@ impl<T: Pod> Shelf<T> {
         Ok(())
     }
 
-    /// Takes all numbers from `from`.
-    pub fn upload(&mut self, device: &Device, from: &[T]) {
-        match self.parked.is_empty() {
-            true => device.upload(from, &mut self.room),
-            false => {
-                for (parked, page) in self.parked.iter_mut().zip(&self.pages) {
-                    device.write_parked(&from[page.clone()], parked);
-                }
-            }
+    /// Takes all numbers from `give`, which fills a piece at a time: those from its first argument on.
+    ///
+    /// # Errors
+    /// What `give` fails with.
+    pub fn upload<E>(
+        &mut self,
+        device: &Device,
+        mut give: impl FnMut(usize, &mut [T]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let (mut piece, len) = (Vec::new(), self.len());
+        for (parked, page) in self.parked.iter_mut().zip(&self.pages) {
+            piece.resize(page.len(), T::zeroed());
+            give(page.start, &mut piece)?;
+            device.write_parked(&piece, parked);
         }
+        let resident = if self.parked.is_empty() { len } else { 0 };
+        for start in (0..resident).step_by(PIECE) {
+            piece.resize(PIECE.min(resident - start), T::zeroed());
+            give(start, &mut piece)?;
+            device.upload_at(&piece, &mut self.room, start);
+        }
+        Ok(())
     }
 }

@@ -265,10 +265,7 @@ impl Found {
         lora::restore(device, params, &self.adapter);
         let read_f32 = |name: &str, buf: &mut Shelf<f32>| {
             let tensor = self.tensor(name, DType::F32, buf.len())?;
-            let mut values = vec![0.0; buf.len()];
-            tensor.to_f32(&mut values)?;
-            buf.upload(device, &values);
-            Ok::<_, Error>(())
+            buf.upload(device, |first, values| tensor.to_f32_at(first, values))
         };
         for (buf, name) in optimizer.plain.iter_mut().zip(PLAIN) {
             read_f32(name, buf)?;
@@ -278,7 +275,11 @@ impl Found {
             read_f32(name, buf)?;
         }
         for (buf, name) in eight_bit.codes.iter_mut().zip(CODES) {
-            buf.upload(device, self.tensor(name, DType::U8, buf.len())?.data);
+            let codes = self.tensor(name, DType::U8, buf.len())?.data;
+            buf.upload(device, |first, piece| {
+                piece.copy_from_slice(&codes[first..first + piece.len()]);
+                Ok::<_, Error>(())
+            })?;
         }
         Ok(())
     }
