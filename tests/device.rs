@@ -4,7 +4,8 @@
 mod common;
 
 use bytemuck::Pod;
-use qlora_train::device::{Buf, Device, Dtype};
+use qlora_train::device::parking::When;
+use qlora_train::device::{Buf, Device, Dtype, Pass};
 use qlora_train::error::Error;
 use qlora_train::ops::copy;
 use qlora_train::ops::sum_squares::sum_squares;
@@ -48,6 +49,32 @@ fn a_copy_waits_for_kernels_before_it_and_kernels_wait_for_it() {
         .collect();
     for (sum, step) in sums.iter().zip(1..=20) {
         assert_eq!(downloaded(&device, sum), [f64::from(step * step) * 4096.0], "step {step}");
+    }
+}
+
+#[test]
+fn memory_is_freed_behind_what_was_gathered_and_what_is_copied_beside() {
+    let device = common::gpu();
+    let mut sums = Vec::new();
+    for step in 1..=20 {
+        let x = uploaded(&device, &vec![step as f32; 4096]);
+        let mut sum = device.alloc("test", 1).unwrap();
+        device.gather(Pass { name: "test", block: 0, lane: 0 }, || {
+            sum_squares(&device, &x, &mut sum);
+            drop(x);
+        });
+        let y = uploaded(&device, &[step; 4096]);
+        let mut parked = device.alloc_parked("test", 4 * 4096).unwrap();
+        device.park(&y, 4096, &mut parked, When::Beside);
+        drop(y);
+        let z = uploaded(&device, &[0; 4096]);
+        sums.push((step, sum, parked, z));
+    }
+    for (step, sum, parked, _) in &sums {
+        assert_eq!(downloaded(&device, sum), [f64::from(step * step) * 4096.0], "step {step}");
+        let mut numbers = [0; 4096];
+        device.read_parked(parked, &mut numbers);
+        assert_eq!(numbers, [*step; 4096], "step {step}");
     }
 }
 

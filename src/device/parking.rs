@@ -15,8 +15,8 @@ use crate::error::Error;
 pub enum When {
     /// After all that is queued before it, and before all that will be.
     InOrder,
-    /// After all that is queued before it, and beside what will be: until [`Device::settle`], nothing that
-    /// is queued touches what is copied.
+    /// After all that is queued before it, and beside what will be: what is queued before [`Device::settle`]
+    /// must not touch what is copied, or either has whatever numbers come first.
     Beside,
 }
 

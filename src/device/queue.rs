@@ -44,8 +44,7 @@ pub struct Pass {
 }
 
 impl Device {
-    /// Runs `work`, whose launches are `pass`: a GPU starts them together when they come again. `work`
-    /// frees nothing that it uses.
+    /// Runs `work`, whose launches are `pass`: a GPU starts them together when they come again.
     pub fn gather<R>(&self, pass: Pass, work: impl FnOnce() -> R) -> R {
         match &self.kind {
             Kind::Cuda(cuda) => {

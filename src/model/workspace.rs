@@ -78,17 +78,16 @@ pub struct Workspace {
 
 /// A micro-batch on its way.
 pub(super) struct Lane {
-    /// Where each block's input waits, if there are only two. Before `inputs`, as it is dropped first: then
-    /// no copy is under way.
-    parked: Vec<Parked>,
-    /// Which of them is being copied beside what is queued.
-    moving: Option<usize>,
     /// What it is.
     pub tokens: Tokens,
     /// Inputs of the blocks, and the last one's output: one for each, or two in turn.
     pub inputs: Vec<Act>,
     /// One for each block that keeps everything. The first serves all blocks before, too.
     pub saved: Vec<Saved>,
+    /// Where each block's input waits, if there are only two.
+    parked: Vec<Parked>,
+    /// Which of them is being copied beside what is queued.
+    moving: Option<usize>,
     /// Losses of its targets on their way to the host: while those of one turn are read, those of the
     /// other are computed.
     pub losses: [Parked; 2],
@@ -114,7 +113,7 @@ pub(super) struct HeadRoom {
     pub chunk: usize,
     /// One loss for each target.
     pub losses: Buf<f32>,
-    /// The same, where they are read.
+    /// The same of one lane, where the host reads them.
     pub read: Vec<f32>,
 }
 

@@ -1,4 +1,4 @@
-//! The computing stream, and launches that are gathered before they go to it.
+//! The computing stream, launches that are gathered before they go to it, and the copies beside it.
 //!
 //! To start a kernel takes the host a few microseconds, as long as a small kernel runs. The kernels of a
 //! block come again with every micro-batch of the same shape; so those of a [`Pass`] are gathered, and
@@ -23,6 +23,8 @@ use crate::device::{Grid, Pass};
 /// The stream; whoever gets at it comes behind what is gathered.
 pub(super) struct Computing {
     stream: Arc<CudaStream>,
+    /// What goes to host memory and back beside what is computed.
+    parking: Arc<CudaStream>,
     state: Mutex<State>,
 }
 
@@ -83,14 +85,26 @@ unsafe impl Send for List {}
 unsafe impl Send for Graph {}
 
 impl Computing {
-    pub(super) fn new(stream: Arc<CudaStream>) -> Self {
-        Self { stream, state: Mutex::default() }
+    pub(super) fn new(stream: Arc<CudaStream>, parking: Arc<CudaStream>) -> Self {
+        Self { stream, parking, state: Mutex::default() }
     }
 
     /// The stream, behind all launches so far.
     pub(super) fn stream(&self) -> Result<&Arc<CudaStream>, DriverError> {
         self.state().close_part(&self.stream)?;
         Ok(&self.stream)
+    }
+
+    /// The stream of copies beside it, behind all that is queued so far.
+    pub(super) fn beside(&self) -> Result<&Arc<CudaStream>, DriverError> {
+        self.parking.wait(&self.stream()?.record_event(None)?)?;
+        Ok(&self.parking)
+    }
+
+    /// What is queued from now on comes after everything, the copies beside it too: then memory that they
+    /// use may be freed.
+    pub(super) fn join(&self) -> Result<(), DriverError> {
+        self.stream()?.wait(&self.parking.record_event(None)?)
     }
 
     /// Launches a kernel, or gathers it.
@@ -111,7 +125,7 @@ impl Computing {
         }
     }
 
-    /// Gathers what `work` launches. Nothing that it launches may be freed in it.
+    /// Gathers what `work` launches.
     pub(super) fn gather<R>(
         &self,
         pass: Pass,

@@ -43,9 +43,8 @@ use timing::Timing;
 pub struct Cuda {
     pub(super) ledger: Arc<Ledger>,
     context: Arc<CudaContext>,
-    compute: Computing,
+    compute: Arc<Computing>,
     copies: Arc<CudaStream>,
-    parking: Arc<CudaStream>,
     functions: HashMap<&'static str, CudaFunction>,
     staging: Mutex<Staging>,
     scratch: Mutex<Option<Scratch>>,
@@ -53,7 +52,10 @@ pub struct Cuda {
 }
 
 /// Memory on the GPU.
-pub(super) struct Region(Box<CudaSlice<u8>>);
+pub(super) struct Region {
+    slice: Box<CudaSlice<u8>>,
+    computing: Arc<Computing>,
+}
 
 struct Scratch {
     region: Region,
@@ -61,9 +63,16 @@ struct Scratch {
     _booking: Booking,
 }
 
+impl Drop for Region {
+    fn drop(&mut self) {
+        // It is freed in the order of the computing stream. What fails here fails for whoever computes next.
+        let _ = self.computing.join();
+    }
+}
+
 impl Region {
     pub(super) fn address(&self) -> Address {
-        let (address, _sync) = self.0.device_ptr(self.0.stream());
+        let (address, _sync) = self.slice.device_ptr(self.slice.stream());
         Address::of_device(address)
     }
 }
@@ -74,7 +83,8 @@ impl Cuda {
         // The driver has no allocation of no bytes.
         let stream = self.compute.stream();
         let allocated = stream.and_then(|stream| stream.alloc_zeros::<u8>(bytes.max(1)));
-        allocated.map(|slice| Region(Box::new(slice))).map_err(|error| match error {
+        let region = |slice| Region { slice: Box::new(slice), computing: self.compute.clone() };
+        allocated.map(region).map_err(|error| match error {
             DriverError(CUresult::CUDA_ERROR_OUT_OF_MEMORY) => Error::OutOfMemory {
                 device: self.ledger.device().to_owned(),
                 label,
@@ -136,9 +146,6 @@ impl Cuda {
         if let Some(scratch) = scratch.as_ref().filter(|scratch| scratch.bytes >= bytes) {
             return Ok(scratch.region.address());
         }
-        // What was gathered may use the old one.
-        let behind = self.compute.stream();
-        behind.map_err(|error| self.failed("the kernels queued so far", error))?;
         *scratch = None;
         let booking = self.ledger.book(SCRATCH, bytes as u64)?;
         let region = self.alloc(SCRATCH, bytes)?;

@@ -149,16 +149,15 @@ impl Cuda {
         // SAFETY: this module orders its streams itself; no buffer is used on any other one.
         unsafe { context.disable_event_tracking() };
         keep_freed_memory(&context).map_err(failed)?;
-        let compute = Computing::new(context.new_stream().map_err(failed)?);
-        let copies = context.new_stream().map_err(failed)?;
-        let parking = context.new_stream().map_err(failed)?;
+        let stream = || context.new_stream().map_err(failed);
+        let (compute, copies) = (Arc::new(Computing::new(stream()?, stream()?)), stream()?);
         let staging = Mutex::new(Staging::new(&context).map_err(failed)?);
         let functions = load_all(&context, ordinal)?;
         let (free, _) = context.mem_get_info().map_err(failed)?;
         let ledger = Ledger::new(device_name(ordinal), limit.unwrap_or(usable(free as u64)));
         let scratch = Mutex::default();
         let timing = Timing::default();
-        Ok(Self { ledger, context, compute, copies, parking, functions, staging, scratch, timing })
+        Ok(Self { ledger, context, compute, copies, functions, staging, scratch, timing })
     }
 }
 

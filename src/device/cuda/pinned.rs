@@ -116,15 +116,12 @@ impl Cuda {
         copied: &CudaEvent,
         copy: impl FnOnce(&CudaStream) -> Result<(), DriverError>,
     ) -> Result<(), Error> {
-        let queued = self.compute.stream().and_then(|compute| {
+        let stream = match when {
+            When::InOrder => self.compute.stream(),
+            When::Beside => self.compute.beside(),
+        };
+        let queued = stream.and_then(|stream| {
             self.context.bind_to_thread()?;
-            let stream = match when {
-                When::InOrder => compute,
-                When::Beside => {
-                    self.parking.wait(&compute.record_event(None)?)?;
-                    &self.parking
-                }
-            };
             let what = (Lane::Copies, name, bytes as u64);
             self.timing.around(stream, what, || copy(stream))?;
             copied.record(stream)
