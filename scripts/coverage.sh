@@ -2,7 +2,7 @@
 # Share of lines that tests run, outside of what needs a card. Needs `rustup component add llvm-tools`.
 #   scripts/coverage.sh [FOLDER]     where builds and reports go (target/coverage)
 # A test that limits the size of files is left out: the limit would hold for what is recorded, too. So are real
-# models: counted, their products take an hour and reach no other line. All of it takes about half an hour.
+# models, whose products take very long where every line is counted.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 folder="$(realpath -m "${1:-target/coverage}")"

@@ -5,45 +5,26 @@ mod common;
 
 use common::{Open, TRAINING, examples, fixture, json, limits_of, micro_batch};
 use libloading::os::unix::Library;
+use ptx_emu::Counts;
 use qlora_train::data::MicroBatch;
 use qlora_train::device::Device;
 use qlora_train::model::load::Residence;
 use qlora_train::ops::dropout::Draw;
 use qlora_train::train::session::Session;
 
-/// What the emulated driver was asked for; see there.
-#[derive(Debug, Clone, Copy, Default)]
-#[repr(C)]
-struct Counts {
-    launches: u64,
-    graphs: u64,
-    idle: u64,
-}
-
-impl Counts {
-    /// Nothing of a real card.
-    fn now() -> Self {
-        if !common::is_emulated() {
-            return Self::default();
-        }
+/// What the emulated driver was asked for so far; nothing of a real card.
+fn counts() -> Counts {
+    let mut counts = Counts::default();
+    if common::is_emulated() {
         type Tell = unsafe extern "C" fn(*mut Counts) -> i32;
-        let mut counts = Self::default();
         // SAFETY: the emulator has this function, which writes such a struct.
         let code = unsafe {
             let library = Library::new(common::emulator()).unwrap();
             library.get::<Tell>(b"ptx_emu_counts").unwrap()(&mut counts)
         };
         assert_eq!(code, 0);
-        counts
     }
-
-    fn since(self, before: Self) -> Self {
-        Self {
-            launches: self.launches - before.launches,
-            graphs: self.graphs - before.graphs,
-            idle: self.idle - before.idle,
-        }
-    }
+    counts
 }
 
 /// Micro-batches of two shapes, one of them three times.
@@ -80,9 +61,9 @@ fn session(device: Device, window: &[MicroBatch]) -> Session {
 
 /// A step: loss and gradients as bits, and what the driver was asked for until it was queued.
 fn step(session: &mut Session, window: &[MicroBatch], stream: u64) -> ((u64, Vec<u32>), Counts) {
-    let before = Counts::now();
+    let before = counts();
     let loss = session.gradient(window, Draw { seed: 1, stream }).unwrap().loss;
-    let asked = Counts::now().since(before);
+    let asked = counts().since(before);
     let mut grads = vec![0.0_f32; session.params.index().len()];
     session.device.download(&session.params.grads, &mut grads);
     session.device.synchronize().unwrap();

@@ -36,7 +36,7 @@ struct Slot {
     begin: u64,
     /// Bytes that have been written.
     written: usize,
-    /// Of them.
+    /// Digest of those bytes.
     digest: DefaultHasher,
 }
 

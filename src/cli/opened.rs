@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use qlora_train::checkpoint::adapter::Adapter;
-use qlora_train::checkpoint::bitsandbytes;
+use qlora_train::checkpoint::bitsandbytes::{self, CodeBook};
 use qlora_train::checkpoint::location::ModelFiles;
 use qlora_train::checkpoint::tensors::TensorFile;
 use qlora_train::checkpoint::weights::Weights;
@@ -156,22 +156,23 @@ impl Opened {
 
     /// Whether linear weights are in four bits already.
     pub fn is_four_bit(&self) -> bool {
-        self.holds(".quant_state.bitsandbytes__")
+        self.book().is_some()
     }
 
     /// How linear weights are kept where `flags` ask for something: in four bits already, they stay as they are.
     pub fn base(&self, flags: &BaseFlags) -> BaseFlags {
-        let quantization = match () {
-            () if self.holds(".quant_state.bitsandbytes__nf4") => QuantizationName::Nf4,
-            () if self.holds(".quant_state.bitsandbytes__fp4") => QuantizationName::Fp4,
-            () => return flags.clone(),
+        let quantization = match self.book() {
+            Some(CodeBook::Nf4) => QuantizationName::Nf4,
+            Some(CodeBook::Fp4) => QuantizationName::Fp4,
+            None => return flags.clone(),
         };
-        BaseFlags { quantization, no_double_quant: !self.holds(".nested_absmax") }
+        let is_nested = self.weights.names().any(|name| name.ends_with(".nested_absmax"));
+        BaseFlags { quantization, no_double_quant: !is_nested }
     }
 
-    /// Whether a tensor has `part` in its name.
-    fn holds(&self, part: &str) -> bool {
-        self.weights.names().any(|name| name.contains(part))
+    /// The code book of linear weights that are in four bits already.
+    fn book(&self) -> Option<CodeBook> {
+        self.weights.names().find_map(bitsandbytes::book)
     }
 
     /// Where the weights of the layers are in a pass with `budget` bytes, unless `wanted` says it: in

@@ -3,8 +3,8 @@
 //!
 //! The adapter is filled with random numbers first: at the start of a run B is zero, and half of all
 //! mistakes would be multiplied by it. What must be the same bits has a bound of 0; where only the order of
-//! additions differs, the bound is that of f32 arithmetic. All bounds are in [`tolerance`]. Dropout is off: it is the one
-//! thing that two ways may draw differently.
+//! additions differs, the bound is that of f32 arithmetic. All bounds are in [`tolerance`]. Dropout is off:
+//! it is the one thing that two ways may draw differently.
 
 use crate::checkpoint::weights::Weights;
 use crate::data::{Example, MicroBatch, Row};

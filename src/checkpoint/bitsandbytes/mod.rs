@@ -94,6 +94,12 @@ pub fn owner(name: &str) -> Option<&str> {
         .or_else(|| name.split_once(STATE).map(|(weight, _)| weight))
 }
 
+/// The code book of the weight that tensor `name` is the quantization state of, if it is one.
+pub fn book(name: &str) -> Option<CodeBook> {
+    let (_, book) = name.split_once(STATE)?;
+    [CodeBook::Nf4, CodeBook::Fp4].into_iter().find(|known| known.name() == book)
+}
+
 /// The object `quantization_config` of config.json, with the fields transformers writes.
 ///
 /// `head` says whether the head is in four bits too, `compute` in what type products are computed:

@@ -23,6 +23,7 @@ mod driver;
 mod machine;
 pub mod ptx;
 
+pub use driver::Counts;
 pub use machine::check::{Finding, Kind};
 pub use machine::counters::Counters;
 pub use machine::launch::{Launch, Order, Report};

@@ -112,13 +112,24 @@ struct Function {
 /// What a program has asked for so far; `ptx_emu_counts` tells.
 #[derive(Debug, Clone, Copy, Default)]
 #[repr(C)]
-struct Counts {
+pub struct Counts {
     /// Kernels that were launched one by one.
-    launches: u64,
+    pub launches: u64,
     /// Graphs that were launched.
-    graphs: u64,
+    pub graphs: u64,
     /// Waits of the host at whose end nothing was left to do: a card would stand still.
-    idle: u64,
+    pub idle: u64,
+}
+
+impl Counts {
+    /// What was asked for since it stood at `before`.
+    pub fn since(self, before: Self) -> Self {
+        Self {
+            launches: self.launches - before.launches,
+            graphs: self.graphs - before.graphs,
+            idle: self.idle - before.idle,
+        }
+    }
 }
 
 /// The driver and its card.
