@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::Mutex;
@@ -155,7 +156,10 @@ fn one_fault(disk: &Path, call: u64, how: &str, more: &[&str], expected: &[u8]) 
             let named = errors[0].contains(&*disk.to_string_lossy());
             assert!(named, "{what}: which file? {}", errors[0]);
         }
-        None if ["kill", "torn", "forgotten", "names"].contains(&how) => (),
+        // Killed as asked for, and not ended by a disk that could not be made to fail.
+        None if ["kill", "torn", "forgotten", "names"].contains(&how) => {
+            assert_eq!(output.status.signal(), Some(libc::SIGKILL), "{what}");
+        }
         other => panic!("{what}: {other:?}: {}", told(&output)),
     }
     let kept = finish(&out, STEPS, expected, &what);
