@@ -28,16 +28,28 @@ fn main() {
     println!("cargo::rustc-env=QLORA_KERNELS_FROM={from}");
 }
 
+/// PTX, and machine code for the targets that have a module.
 fn copy_prebuilt(root: &Path, out: &Path) {
-    for image in with_extension(&root.join("kernels/prebuilt"), "ptx") {
-        let to = out.join(image.file_name().expect("the name of a file"));
-        fs::copy(&image, &to).unwrap_or_else(|error| panic!("{}: {error}", image.display()));
+    let prebuilt = root.join("kernels/prebuilt");
+    let (images, modules) = (with_extension(&prebuilt, "ptx"), with_extension(&prebuilt, "xz"));
+    for made in images.into_iter().chain(modules) {
+        let to = out.join(made.file_name().expect("the name of a file"));
+        fs::copy(&made, &to).unwrap_or_else(|error| panic!("{}: {error}", made.display()));
+    }
+}
+
+/// Of kernels that are being edited there is PTX alone: the modules are empty files.
+fn without_modules(root: &Path, out: &Path) {
+    for module in with_extension(&root.join("kernels/prebuilt"), "xz") {
+        let empty = out.join(module.file_name().expect("the name of a file"));
+        fs::write(&empty, []).unwrap_or_else(|error| panic!("{}: {error}", empty.display()));
     }
 }
 
 fn nvrtc(root: &Path, out: &Path) {
     let script = root.join("scripts/compile_kernels.py");
     run(Command::new("python3").arg(script).arg("--output").arg(out));
+    without_modules(root, out);
 }
 
 fn nvcc(root: &Path, out: &Path) {
@@ -49,6 +61,7 @@ fn nvcc(root: &Path, out: &Path) {
         command.args(["-ptx", "-arch=compute_80", "-std=c++17", "-lineinfo", "-o"]).arg(made);
         run(command.arg("-I").arg(&kernels).arg("-I").arg(root.join("ffi")).arg(&source));
     }
+    without_modules(root, out);
 }
 
 fn with_extension(folder: &Path, extension: &str) -> Vec<PathBuf> {

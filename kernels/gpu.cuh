@@ -9,6 +9,8 @@ typedef unsigned long long u64;
 
 #define DEVICE static __device__ __forceinline__
 #define KERNEL(threads) extern "C" __global__ void __launch_bounds__(threads)
+// With registers for `blocks` blocks on a multiprocessor.
+#define KERNEL_BLOCKS(threads, blocks) extern "C" __global__ void __launch_bounds__(threads, blocks)
 
 // Two f32 as bf16, each rounded to nearest even.
 DEVICE u32 bf16_pair(float low, float high) {

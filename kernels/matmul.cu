@@ -56,4 +56,5 @@ KERNEL(Large::THREADS) matmul_large_nt(const __grid_constant__ Matmul p) { run<L
 
 KERNEL(Large::THREADS) matmul_large_nn(const __grid_constant__ Matmul p) { run<Large, false, true>(p); }
 
-KERNEL(Large::THREADS) matmul_large_tn(const __grid_constant__ Matmul p) { run<Large, true, true>(p); }
+// Unbounded it takes 130 registers on sm_90, and two blocks have room for 128.
+KERNEL_BLOCKS(Large::THREADS, 2) matmul_large_tn(const __grid_constant__ Matmul p) { run<Large, true, true>(p); }

@@ -16,9 +16,10 @@ import sys
 import tempfile
 from pathlib import Path
 
+from compile_kernels import TARGETS
+
 ROOT = Path(__file__).resolve().parent.parent
 PREBUILT = ROOT / "kernels/prebuilt"
-TARGETS = ["sm_80", "sm_86", "sm_89", "sm_90a", "sm_100", "sm_120"]
 
 RESOURCES = re.compile(
     r"Function properties for (\w+)\s+(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads"

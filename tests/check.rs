@@ -77,7 +77,7 @@ fn every_family_holds_on_the_cpu() {
 #[test]
 fn a_gpu_holds() {
     let (folder, records) = (fixture("models/llama-bnb"), records("llama"));
-    let on = (common::gpu(), Hardware::Cuda { ordinal: 0 });
+    let on = (common::gpu(), Hardware::Cuda { ordinal: 0, capability: Some((8, 6)) });
     let done = check(&folder, &records, on, Quantization::None, |_| ()).unwrap();
     assert!(done.iter().all(Comparison::holds), "{done:?}");
     assert!(done.iter().any(|c| c.name.contains("their turn")));

@@ -245,7 +245,7 @@ fn runs_on_a_gpu_take_what_was_planned() {
     // Opened once before, so that the driver of the test is the one that is found.
     drop(common::gpu());
     let open = |limit| Device::cuda(0, Some(limit)).unwrap();
-    let hardware = Hardware::Cuda { ordinal: 0 };
+    let hardware = Hardware::Cuda { ordinal: 0, capability: Some((8, 6)) };
     let [streamed, _, parked] =
         check_cases(3, 3, &On { hardware, dtype: Dtype::Bf16, open: &open });
     assert!(streamed > 0 && parked > 0, "{streamed} streamed, {parked} parked");
@@ -255,7 +255,7 @@ fn runs_on_a_gpu_take_what_was_planned() {
 fn what_waits_in_host_memory_has_a_budget_of_its_own() {
     let (mut dice, folder) = (Dice::new(4), tempfile::tempdir().unwrap());
     let open = |_| unreachable!("nothing runs");
-    let hardware = Hardware::Cuda { ordinal: 0 };
+    let hardware = Hardware::Cuda { ordinal: 0, capability: Some((8, 6)) };
     let on = On { hardware, dtype: Dtype::Bf16, open: &open };
     let mut parked = 0;
     for _ in 0..20 {

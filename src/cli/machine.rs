@@ -83,16 +83,20 @@ impl DeviceFlags {
 
     /// With a budget, a plan can be made for a GPU that is not here.
     fn cuda(&self, ordinal: usize) -> Result<Machine, Error> {
-        let hardware = Hardware::Cuda { ordinal };
-        let machine =
-            |budget, told, gpu| Machine { hardware, dtype: Dtype::Bf16, budget, told, gpu };
+        let machine = |capability, budget, told, gpu| {
+            let hardware = Hardware::Cuda { ordinal, capability };
+            Machine { hardware, dtype: Dtype::Bf16, budget, told, gpu }
+        };
+        let card = cuda::look(ordinal);
         if let Some(budget) = self.memory_budget {
-            return Ok(machine(budget.0, format!("cuda:{ordinal}, bf16 activations"), None));
+            let capability = card.ok().map(|card| card.capability);
+            let told = format!("cuda:{ordinal}, bf16 activations");
+            return Ok(machine(capability, budget.0, told, None));
         }
-        let card = cuda::look(ordinal).map_err(without_gpu)?;
+        let card = card.map_err(without_gpu)?;
         let device = Device::cuda(ordinal, None).map_err(without_gpu)?;
         let told = format!("cuda:{ordinal}, {}, bf16 activations", described(&card));
-        Ok(machine(device.limit(), told, Some(device)))
+        Ok(machine(Some(card.capability), device.limit(), told, Some(device)))
     }
 }
 
@@ -105,7 +109,7 @@ impl Machine {
         match (&self.gpu, self.hardware) {
             (Some(device), _) => Ok(device.clone()),
             (None, Hardware::Cpu { threads }) => Ok(Device::cpu(threads, self.dtype, self.budget)),
-            (None, Hardware::Cuda { ordinal }) => {
+            (None, Hardware::Cuda { ordinal, .. }) => {
                 Device::cuda(ordinal, Some(self.budget)).map_err(without_gpu)
             }
         }
@@ -115,7 +119,7 @@ impl Machine {
     pub fn name(&self) -> String {
         match self.hardware {
             Hardware::Cpu { .. } => "cpu".to_owned(),
-            Hardware::Cuda { ordinal } => format!("cuda:{ordinal}"),
+            Hardware::Cuda { ordinal, .. } => format!("cuda:{ordinal}"),
         }
     }
 

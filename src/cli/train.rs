@@ -364,6 +364,11 @@ fn tell_summary(summary: &Summary, plan: &Plan, folder: &RunFolder) -> anyhow::R
         mib(summary.peak_memory_bytes),
         mib(plan.report.total.peak)
     ));
+    if let (Some(taken), Some(planned)) =
+        (summary.driver_memory_bytes, summary.driver_memory_planned_bytes)
+    {
+        output::note(format_args!("driver {} MiB, planned {} MiB", mib(taken), mib(planned)));
+    }
     if let (Some(bytes), Some(waited)) = (summary.weight_bytes_read, summary.weight_wait_seconds) {
         output::note(format_args!(
             "weights read {} MiB, waited for {} of {}",

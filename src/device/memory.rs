@@ -9,6 +9,23 @@ use std::sync::{Arc, Mutex};
 
 use crate::error::Error;
 
+/// The label of what a GPU's driver takes for itself while a program runs: kernels, graphs, whole pages.
+pub const DRIVER: &str = "driver";
+
+/// Bytes that a plan books for it and a GPU keeps free. The kernels are 1.6 MB of machine code at most; a graph of
+/// a block's pass takes some tens of KB, of which there are up to 1,024; memory comes in pages of 2 MiB. What it
+/// comes to on a card is measured after the first step of a run.
+pub const DRIVER_BYTES: u64 = 64 << 20;
+
+/// What the driver of a GPU takes for itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DriverMemory {
+    /// Bytes that it has taken.
+    pub taken: u64,
+    /// Bytes that were booked for it.
+    pub planned: u64,
+}
+
 /// What one label holds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Usage {

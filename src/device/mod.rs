@@ -32,7 +32,7 @@ pub use buffer::{Act, Address, Buf, Dtype, HostBytes, Mat, MatMut};
 pub use cpu::{Cpu, ScratchMemory, Simd};
 use cuda::Arrival;
 pub use cuda::Cuda;
-pub use memory::{Ledger, Report};
+pub use memory::{DriverMemory, Ledger, Report};
 pub use plan::Plan;
 pub use queue::{Grid, Pass, Queue, has_aligned_rows, narrow};
 
@@ -111,6 +111,8 @@ pub enum Hardware {
     Cuda {
         /// Its number.
         ordinal: usize,
+        /// Its compute capability; none of a card that is elsewhere, for which the plan is that of any card.
+        capability: Option<(i32, i32)>,
     },
 }
 
@@ -156,7 +158,7 @@ impl Device {
     pub fn plan(hardware: Hardware, dtype: Dtype, limit: u64) -> Self {
         let name = match hardware {
             Hardware::Cpu { .. } => "cpu (planned)".to_owned(),
-            Hardware::Cuda { ordinal } => format!("cuda:{ordinal} (planned)"),
+            Hardware::Cuda { ordinal, .. } => format!("cuda:{ordinal} (planned)"),
         };
         Self::new(Kind::Plan(Arc::new(Plan::new(hardware, dtype, Ledger::new(name, limit)))))
     }
@@ -476,6 +478,16 @@ impl Device {
     /// Who holds how many bytes.
     pub fn report(&self) -> Report {
         self.ledger().report()
+    }
+
+    /// What the driver of a GPU has taken for itself so far; nothing of another device.
+    ///
+    /// # Errors
+    /// [`Error::Device`].
+    pub fn driver_memory(&self) -> Result<Option<DriverMemory>, Error> {
+        let Kind::Cuda(cuda) = &self.kind else { return Ok(None) };
+        let taken = cuda.taken_by_driver()?;
+        Ok(Some(DriverMemory { taken, planned: memory::DRIVER_BYTES }))
     }
 
     /// Who holds how many bytes of host memory beside the device.

@@ -6,7 +6,7 @@
 use std::sync::{Arc, Mutex};
 
 use super::cpu::SCRATCH;
-use super::memory::{Booking, Ledger};
+use super::memory::{Booking, DRIVER, DRIVER_BYTES, Ledger};
 use super::{Dtype, Hardware};
 use crate::error::Error;
 
@@ -16,12 +16,19 @@ pub struct Plan {
     pub(super) dtype: Dtype,
     pub(super) ledger: Arc<Ledger>,
     scratch: Mutex<(usize, Option<Booking>)>,
+    /// What the driver of a GPU takes.
+    _driver: Option<Booking>,
 }
 
 impl Plan {
     /// A plan for `hardware`.
+    ///
+    /// # Panics
+    /// If the book has no room for what the driver of a GPU takes.
     pub fn new(hardware: Hardware, dtype: Dtype, ledger: Arc<Ledger>) -> Self {
-        Self { hardware, dtype, ledger, scratch: Mutex::default() }
+        let driver = || ledger.book(DRIVER, DRIVER_BYTES).expect("room for the driver of a GPU");
+        let driver = matches!(hardware, Hardware::Cuda { .. }).then(driver);
+        Self { hardware, dtype, ledger, scratch: Mutex::default(), _driver: driver }
     }
 
     /// Books what a launch would take, as the arena of a device does.

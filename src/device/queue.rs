@@ -6,29 +6,23 @@
 //! takes is refused before anything is loaded.
 
 use super::cuda::Cuda;
-use super::{Address, Device, Dtype, Kind, Plan};
+use super::{Address, Device, Dtype, Hardware, Kind, Plan};
 use crate::error::Error;
 
-/// How a kernel is spread over the GPU.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Grid {
-    /// Blocks in x, y and z.
-    pub blocks: [usize; 3],
-    /// Threads of a block.
-    pub threads: u32,
-    /// Dynamic shared memory of a block in bytes.
-    pub shared: usize,
-}
+/// How many blocks of a kernel a launch has, in x, y and z; what a block has stands beside the kernel's
+/// name ([`ffi::Kernel`](crate::ffi::Kernel)).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Grid(pub [usize; 3]);
 
 impl Grid {
-    /// `blocks` blocks in a row, without shared memory.
-    pub const fn row(blocks: usize, threads: u32) -> Self {
-        Self { blocks: [blocks, 1, 1], threads, shared: 0 }
+    /// `blocks` blocks in a row.
+    pub const fn row(blocks: usize) -> Self {
+        Self([blocks, 1, 1])
     }
 
     /// The blocks as a driver takes them; it refuses what it does not take.
-    pub(super) fn counts(&self) -> [u32; 3] {
-        self.blocks.map(|blocks| u32::try_from(blocks).unwrap_or(u32::MAX))
+    pub(super) fn counts(self) -> [u32; 3] {
+        self.0.map(|blocks| u32::try_from(blocks).unwrap_or(u32::MAX))
     }
 }
 
@@ -95,7 +89,7 @@ impl Queue<'_> {
         params: &P,
     ) -> Result<(), Error> {
         match self.target {
-            Target::Cuda(cuda) if !grid.blocks.contains(&0) => {
+            Target::Cuda(cuda) if !grid.0.contains(&0) => {
                 // SAFETY: passed on from the caller.
                 unsafe { cuda.launch(name, grid, params) }
             }
@@ -143,6 +137,17 @@ impl Queue<'_> {
     /// [`Error::Device`].
     pub fn require_bf16(&self, name: &'static str, dtype: Dtype) -> Result<(), Error> {
         self.require(name, dtype == Dtype::Bf16, || format!("its numbers are {dtype:?}, not bf16"))
+    }
+
+    /// The compute capability of the GPU; none where a plan is for any.
+    pub fn capability(&self) -> Option<(i32, i32)> {
+        match self.target {
+            Target::Cuda(cuda) => Some(cuda.card().capability),
+            Target::Planned(plan) => match plan.hardware {
+                Hardware::Cuda { capability, .. } => capability,
+                Hardware::Cpu { .. } => None,
+            },
+        }
     }
 
     fn device(&self) -> String {

@@ -174,7 +174,7 @@ unsafe impl Kernel for Params {
     }
 
     unsafe fn run_on_gpu(&self, queue: &Queue) -> Result<(), Error> {
-        const THREADS: u32 = 256;
+        const THREADS: usize = 256;
         let at = |address: Address, start: u64| address.offset(start as usize * 4).number();
         let Step { beta1, beta2, clip, keep, size, root, epsilon } = self.step;
         let params = ffi::Adamw {
@@ -191,9 +191,9 @@ unsafe impl Kernel for Params {
             root,
             epsilon,
         };
-        let blocks = (self.len as usize).div_ceil(THREADS as usize);
+        let blocks = (self.len as usize).div_ceil(THREADS);
         // SAFETY: passed on from the caller.
-        unsafe { queue.launch(Self::NAME, Grid::row(blocks, THREADS), &params) }
+        unsafe { queue.launch(Self::NAME, Grid::row(blocks), &params) }
     }
 }
 

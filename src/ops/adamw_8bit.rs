@@ -120,8 +120,6 @@ unsafe impl Kernel for Params {
     }
 
     unsafe fn run_on_gpu(&self, queue: &Queue) -> Result<(), Error> {
-        // Two maps, and the maxima of m and v of each warp.
-        const SHARED: usize = (2 * 256 + 2 * STATE_BLOCK / 32) * size_of::<f32>();
         let float = |address: Address, start: u64| address.offset(start as usize * 4).number();
         let code = |address: Address| address.offset(self.state_start as usize).number();
         let Step { beta1, beta2, clip, keep, size, root, epsilon } = self.step;
@@ -144,9 +142,9 @@ unsafe impl Kernel for Params {
             epsilon,
             smallest: SMALLEST_DIVISOR,
         };
-        let blocks = Grid::row((self.len as usize).div_ceil(STATE_BLOCK), STATE_BLOCK as u32);
+        let blocks = (self.len as usize).div_ceil(STATE_BLOCK);
         // SAFETY: passed on from the caller.
-        unsafe { queue.launch(Self::NAME, Grid { shared: SHARED, ..blocks }, &params) }
+        unsafe { queue.launch(Self::NAME, Grid::row(blocks), &params) }
     }
 }
 

@@ -104,7 +104,7 @@ unsafe impl Kernel for Params {
         };
         // The trainable numbers are one row, which many blocks share, four numbers to a thread.
         let share = (self.cols as usize).div_ceil(4 * 256).min(1024);
-        let grid = Grid { blocks: [self.rows as usize, share, 1], threads: 256, shared: 0 };
+        let grid = Grid([self.rows as usize, share, 1]);
         // SAFETY: passed on from the caller.
         unsafe { queue.launch("cast", grid, &params) }
     }
@@ -144,7 +144,7 @@ unsafe impl Kernel for AddParams {
             if self.a != self.out || self.a_stride != self.out_stride {
                 copy.run_on_gpu(queue)?;
             }
-            queue.launch("add_rows", Grid::row(self.rows as usize, 128), &params)
+            queue.launch("add_rows", Grid::row(self.rows as usize), &params)
         }
     }
 }

@@ -110,7 +110,6 @@ unsafe impl Kernel for Params {
     }
 
     unsafe fn run_on_gpu(&self, queue: &Queue) -> Result<(), Error> {
-        const THREADS: u32 = 256;
         queue.require_bf16(Self::NAME, self.dtype)?;
         let params = ffi::CrossEntropy {
             logits: self.logits.number(),
@@ -122,11 +121,8 @@ unsafe impl Kernel for Params {
             scale: self.scale,
             has_gradient: self.has_gradient,
         };
-        // A maximum and a sum of each warp.
-        let shared = THREADS as usize / 32 * 2 * size_of::<f32>();
-        let grid = Grid { shared, ..Grid::row(self.rows as usize, THREADS) };
         // SAFETY: passed on from the caller.
-        unsafe { queue.launch(Self::NAME, grid, &params) }
+        unsafe { queue.launch(Self::NAME, Grid::row(self.rows as usize), &params) }
     }
 }
 

@@ -89,7 +89,7 @@ unsafe impl Kernel for Params {
         // Four numbers to a thread.
         let blocks = ((self.rows * self.cols) as usize).div_ceil(4 * 256);
         // SAFETY: passed on from the caller.
-        unsafe { queue.launch(Self::NAME, Grid::row(blocks, 256), &params) }
+        unsafe { queue.launch(Self::NAME, Grid::row(blocks), &params) }
     }
 }
 

@@ -73,7 +73,7 @@ unsafe impl Kernel for Params {
             scale: self.scale,
         };
         // SAFETY: passed on from the caller.
-        unsafe { queue.launch(Self::NAME, Grid::row(self.count as usize, 128), &params) }
+        unsafe { queue.launch(Self::NAME, Grid::row(self.count as usize), &params) }
     }
 }
 

@@ -58,7 +58,6 @@ struct BackwardParams {
 }
 
 /// Threads of a block, which takes a row.
-const GPU_THREADS: u32 = 256;
 
 /// out [N, F] = act(gate)·up, with gate_up [N, 2F] = [gate | up].
 pub fn forward(device: &Device, gate_up: Mat, activation: Activation, out: MatMut) {
@@ -136,7 +135,7 @@ unsafe impl Kernel for Params {
             activation: self.activation as u32,
         };
         // SAFETY: passed on from the caller.
-        unsafe { queue.launch(Self::NAME, Grid::row(self.rows as usize, GPU_THREADS), &params) }
+        unsafe { queue.launch(Self::NAME, Grid::row(self.rows as usize), &params) }
     }
 }
 
@@ -161,7 +160,7 @@ unsafe impl Kernel for BackwardParams {
             activation: self.activation as u32,
         };
         // SAFETY: passed on from the caller.
-        unsafe { queue.launch(Self::NAME, Grid::row(self.rows as usize, GPU_THREADS), &params) }
+        unsafe { queue.launch(Self::NAME, Grid::row(self.rows as usize), &params) }
     }
 }
 

@@ -142,7 +142,6 @@ unsafe fn queue_on_gpu(
     (dy, dy_stride): (Address, u64),
     queue: &Queue,
 ) -> Result<(), Error> {
-    const THREADS: u32 = 256;
     queue.require_bf16(name, p.dtype)?;
     let pairs = [p.width, p.x_stride, p.y_stride, dy_stride].iter().all(|n| n.is_multiple_of(2));
     queue.require(name, pairs, || format!("rows of {} numbers are not pairs", p.width))?;
@@ -160,11 +159,8 @@ unsafe fn queue_on_gpu(
         center: p.center as u32 as f32,
         add: p.write as u32,
     };
-    // Each warp leaves one sum, or two one after the other.
-    let sums = 2 * THREADS as usize / 32;
-    let blocks = Grid::row((p.rows * p.groups) as usize, THREADS);
     // SAFETY: passed on from the caller.
-    unsafe { queue.launch(name, Grid { shared: sums * size_of::<f32>(), ..blocks }, &params) }
+    unsafe { queue.launch(name, Grid::row((p.rows * p.groups) as usize), &params) }
 }
 
 fn forward_on_cpu<E: Element>(p: &Params, cpu: &Cpu) {

@@ -92,7 +92,7 @@ unsafe impl Kernel for Params {
             backward: self.direction as u32,
         };
         // SAFETY: passed on from the caller.
-        unsafe { queue.launch(Self::NAME, Grid::row(self.rows as usize, 128), &params) }
+        unsafe { queue.launch(Self::NAME, Grid::row(self.rows as usize), &params) }
     }
 }
 

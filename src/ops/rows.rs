@@ -125,7 +125,7 @@ unsafe fn queue_on_gpu(name: &'static str, p: &Params, queue: &Queue) -> Result<
         cols: narrow(p.cols),
     };
     // SAFETY: passed on from the caller.
-    unsafe { queue.launch(name, Grid::row(p.count as usize, 128), &params) }
+    unsafe { queue.launch(name, Grid::row(p.count as usize), &params) }
 }
 
 /// The indices, each of them checked.

@@ -58,7 +58,6 @@ unsafe impl Kernel for Params {
     }
 
     unsafe fn run_on_gpu(&self, queue: &Queue) -> Result<(), Error> {
-        const THREADS: u32 = 256;
         let pieces = (self.len as usize).div_ceil(TASK);
         let partial = queue.scratch(pieces * size_of::<f64>())?;
         let params = ffi::SumSquares {
@@ -67,11 +66,10 @@ unsafe impl Kernel for Params {
             out: self.out.number(),
             len: self.len,
         };
-        let shared = THREADS as usize * size_of::<f64>();
         // SAFETY: the caller vouches for x and out; there is a partial sum for each piece.
         unsafe {
-            queue.launch("sum_squares", Grid { shared, ..Grid::row(pieces, THREADS) }, &params)?;
-            queue.launch("sum_squares_total", Grid { shared, ..Grid::row(1, THREADS) }, &params)
+            queue.launch("sum_squares", Grid::row(pieces), &params)?;
+            queue.launch("sum_squares_total", Grid::row(1), &params)
         }
     }
 }

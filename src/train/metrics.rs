@@ -106,6 +106,12 @@ pub struct Summary {
     /// Time of the steps in which weights were waited for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub weight_wait_seconds: Option<f64>,
+    /// Bytes that the driver of a GPU has taken for kernels, graphs and whole pages; absent without one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub driver_memory_bytes: Option<u64>,
+    /// Bytes that were booked for that.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub driver_memory_planned_bytes: Option<u64>,
 }
 
 /// The file, open for the length of a run.

@@ -121,6 +121,9 @@ impl Run<'_> {
                     if step == 1 {
                         self.note_inert(observer);
                     }
+                    if step == first && step < total {
+                        self.note_driver(observer)?;
+                    }
                 }
                 Done::Skipped(skipped) => {
                     observer.skipped(&skipped);
@@ -146,8 +149,9 @@ impl Run<'_> {
                 self.told(self.save(&state), observer)?;
             }
         }
+        self.note_driver(observer)?;
         let seconds = begun.elapsed().as_secs_f64();
-        let summary = self.summary(&state, last_loss, seconds, tokens_before);
+        let summary = self.summary(&state, last_loss, seconds, tokens_before)?;
         self.told(metrics.write(&summary), observer)?;
         Ok((self.session, summary))
     }
@@ -286,6 +290,22 @@ impl Run<'_> {
         observer.note(&format!("adapters without a gradient in step 1: {count} of {all}{first}"));
     }
 
+    /// Says if the driver of a GPU has taken more for itself than the plan has booked for it: after the first step,
+    /// when everything that every step needs is there, and at the end, when all graphs are made.
+    fn note_driver(&self, observer: &mut dyn Observer) -> Result<(), Error> {
+        let Some(driver) = self.session.device.driver_memory()? else { return Ok(()) };
+        if driver.taken > driver.planned {
+            let [taken, planned] =
+                [driver.taken, driver.planned].map(|bytes| bytes.div_ceil(1 << 20));
+            observer.note(&format!(
+                "the driver takes {taken} MiB for kernels, graphs and whole pages, {planned} MiB were planned: \
+                 if memory runs out, lower --memory-budget by {} MiB",
+                taken - planned
+            ));
+        }
+        Ok(())
+    }
+
     fn evaluate(&mut self, step: u64) -> Result<EvalMetrics, Error> {
         let evaluation = evaluate(&mut self.session, self.eval, self.routine.seq_len)?;
         Ok(EvalMetrics {
@@ -302,9 +322,16 @@ impl Run<'_> {
         checkpoints::save(self.output, device, params, &self.optimizer, &self.adapter, state, keep)
     }
 
-    fn summary(&self, state: &State, last_loss: f64, seconds: f64, before: u64) -> Summary {
+    fn summary(
+        &self,
+        state: &State,
+        last_loss: f64,
+        seconds: f64,
+        before: u64,
+    ) -> Result<Summary, Error> {
         let traffic = self.session.decoder.traffic();
-        Summary {
+        let driver = self.session.device.driver_memory()?;
+        Ok(Summary {
             summary: true,
             steps: state.global_step,
             epochs: match state.global_step {
@@ -322,7 +349,9 @@ impl Run<'_> {
             peak_memory_bytes: self.session.device.report().total.peak,
             weight_bytes_read: traffic.map(|traffic| traffic.bytes),
             weight_wait_seconds: traffic.map(|traffic| traffic.waited.as_secs_f64()),
-        }
+            driver_memory_bytes: driver.map(|driver| driver.taken),
+            driver_memory_planned_bytes: driver.map(|driver| driver.planned),
+        })
     }
 }
 

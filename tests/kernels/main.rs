@@ -204,26 +204,3 @@ fn assert_near(found: &[f32], exact: &[f64], roundings: f64, what: &str) {
         assert!(error <= bound, "{what}: number {i} is {found}, not {exact}");
     }
 }
-
-#[test]
-fn prebuilt_kernels_are_of_the_sources_beside_them() {
-    use sha2::{Digest, Sha256};
-    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
-    let hash = |path: std::path::PathBuf| -> String {
-        let bytes = std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-        Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
-    };
-    let text = std::fs::read_to_string(root.join("kernels/prebuilt/manifest.json")).unwrap();
-    let manifest: serde_json::Value = serde_json::from_str(&text).unwrap();
-    let sources = manifest["sources"].as_object().unwrap();
-    let artefacts = manifest["artefacts"].as_object().unwrap();
-    for (name, expected) in sources {
-        assert!(hash(root.join(name)) == *expected, "{name} changed: scripts/compile_kernels.py");
-    }
-    for (name, expected) in artefacts {
-        let path = root.join("kernels/prebuilt").join(name);
-        assert!(hash(path) == *expected, "{name} is not the one of the manifest");
-    }
-    let stems: Vec<String> = IMAGES.iter().map(|image| format!("{}.ptx", image.name)).collect();
-    assert!(stems.iter().eq(artefacts.keys()), "{stems:?} are in the program");
-}

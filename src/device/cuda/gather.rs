@@ -6,8 +6,8 @@
 //! which one call starts. What differs from the last time, as the draw of a dropout or a scale, is
 //! written into the graph before.
 //!
-//! Graphs change when kernels are started and nothing else. Where the driver has no room for one, or
-//! where kernels are timed one by one, they are started one by one.
+//! Graphs change when kernels are started and nothing else. Where the driver has no room for one or cannot
+//! change it, or where kernels are timed one by one, they are started one by one.
 
 use std::collections::HashMap;
 use std::ffi::c_void;
@@ -16,9 +16,11 @@ use std::mem::MaybeUninit;
 use std::ptr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use cudarc::driver::{CudaFunction, CudaStream, DriverError, result, sys};
+use cudarc::driver::{CudaStream, DriverError, result, sys};
 
+use super::kernels::Function;
 use crate::device::{Grid, Pass};
+use crate::ffi::Kernel;
 
 /// The stream; whoever gets at it comes behind what is gathered.
 pub(super) struct Computing {
@@ -44,6 +46,8 @@ enum Known {
     /// Once: it may never come again.
     Once,
     Graph(Graph),
+    /// As a graph that the driver could not change: it is started kernel by kernel.
+    Unfit,
 }
 
 /// Graphs at most: some for each block of a large model.
@@ -62,6 +66,7 @@ struct List {
 /// A kernel over a grid.
 struct Launch {
     function: sys::CUfunction,
+    kernel: &'static Kernel,
     grid: Grid,
     /// Where its struct begins in the list's.
     at: usize,
@@ -113,12 +118,12 @@ impl Computing {
     /// As for [`Queue::launch`](crate::device::Queue::launch).
     pub(super) unsafe fn launch<P: Copy + PartialEq>(
         &self,
-        function: &CudaFunction,
+        function: &Function,
         grid: Grid,
         params: &P,
     ) -> Result<(), DriverError> {
         let mut state = self.state();
-        state.gathered.push(function.cu_function(), grid, params);
+        state.gathered.push(function, grid, params);
         match state.open {
             Some(_) => Ok(()),
             None => state.close_part(&self.stream),
@@ -170,15 +175,19 @@ impl State {
             return self.gathered.start(stream);
         }
         if self.known.len() >= KNOWN {
-            self.known.retain(|_, known| matches!(known, Known::Graph(_)));
+            self.known.retain(|_, known| !matches!(known, Known::Once));
         }
         match self.known.get_mut(&key) {
             Some(Known::Graph(graph)) if graph.list.has_shape_of(&self.gathered) => {
-                return graph.start(&mut self.gathered, stream);
+                if graph.update(&mut self.gathered).is_ok() {
+                    return graph.start(stream);
+                }
+                // Some of its nodes may be new and some old: it is of no use any more.
+                self.known.insert(key, Known::Unfit);
             }
             Some(Known::Once) if self.graphs < GRAPHS => match Graph::of(&mut self.gathered) {
                 Ok(graph) => {
-                    let started = graph.start_again(stream);
+                    let started = graph.start(stream);
                     self.graphs += 1;
                     self.known.insert(key, Known::Graph(graph));
                     return started;
@@ -193,14 +202,16 @@ impl State {
 }
 
 impl List {
-    fn push<P: Copy + PartialEq>(&mut self, function: sys::CUfunction, grid: Grid, params: &P) {
+    fn push<P: Copy + PartialEq>(&mut self, function: &Function, grid: Grid, params: &P) {
         const { assert!(align_of::<P>() <= align_of::<u64>()) };
         let at = self.params.len();
         let words = size_of::<P>().div_ceil(size_of::<u64>());
         self.params.resize(at + words, MaybeUninit::uninit());
         // SAFETY: there is room for as many words, aligned as `P` may be.
         unsafe { self.params[at..].as_mut_ptr().cast::<P>().write(*params) };
-        self.launches.push(Launch { function, grid, at, equal: equal::<P> });
+        let Function { function, kernel } = function;
+        let function = function.cu_function();
+        self.launches.push(Launch { function, kernel, grid, at, equal: equal::<P> });
     }
 
     fn clear(&mut self) {
@@ -212,7 +223,7 @@ impl List {
     fn shape(&self) -> u64 {
         let mut hasher = DefaultHasher::new();
         for Launch { function, grid, .. } in &self.launches {
-            (function, grid.blocks, grid.threads, grid.shared).hash(&mut hasher);
+            (function, grid).hash(&mut hasher);
         }
         hasher.finish()
     }
@@ -229,7 +240,8 @@ impl List {
     /// Starts them one by one.
     fn start(&self, stream: &CudaStream) -> Result<(), DriverError> {
         for launch in &self.launches {
-            let ([x, y, z], Grid { threads, shared, .. }) = (launch.grid.counts(), launch.grid);
+            let [x, y, z] = launch.grid.counts();
+            let Kernel { threads, shared, .. } = *launch.kernel;
             let params = &mut [self.params(launch).cast_mut()];
             let (blocks, threads, stream) = ((x, y, z), (threads, 1, 1), stream.cu_stream());
             // SAFETY: the stream and the function are alive, and the struct is the kernel's one argument;
@@ -248,7 +260,8 @@ impl List {
         launch: &Launch,
         tell: impl FnOnce(&sys::CUDA_KERNEL_NODE_PARAMS) -> R,
     ) -> R {
-        let ([x, y, z], Grid { threads, shared, .. }) = (launch.grid.counts(), launch.grid);
+        let [x, y, z] = launch.grid.counts();
+        let Kernel { threads, shared, .. } = *launch.kernel;
         let mut params = [self.params(launch).cast_mut()];
         tell(&sys::CUDA_KERNEL_NODE_PARAMS {
             func: launch.function,
@@ -301,8 +314,9 @@ impl Graph {
         Ok(made)
     }
 
-    /// Starts it as `list` says, which has the same shape; what `list` holds afterwards is of no use.
-    fn start(&mut self, list: &mut List, stream: &CudaStream) -> Result<(), DriverError> {
+    /// Writes into it what `list`, which has the same shape, says; afterwards `list` holds what was there
+    /// before. After an error, the list is as it was and the graph of no use.
+    fn update(&mut self, list: &mut List) -> Result<(), DriverError> {
         for ((old, new), node) in self.list.launches.iter().zip(&list.launches).zip(&self.nodes) {
             let (was, is) = (self.list.params(old), list.params(new));
             // SAFETY: kernels of one name take one type, which both lists hold.
@@ -316,11 +330,10 @@ impl Graph {
             told.result()?;
         }
         std::mem::swap(&mut self.list, list);
-        self.start_again(stream)
+        Ok(())
     }
 
-    /// Starts it as it is.
-    fn start_again(&self, stream: &CudaStream) -> Result<(), DriverError> {
+    fn start(&self, stream: &CudaStream) -> Result<(), DriverError> {
         // SAFETY: both are alive; for what the structs point to, whoever launched them vouched.
         unsafe { sys::cuGraphLaunch(self.ready, stream.cu_stream()).result() }
     }

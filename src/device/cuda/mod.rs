@@ -9,25 +9,27 @@
 //!
 //! Kernels of a block that come again are started by one call (`gather.rs`).
 //!
-//! `open.rs` finds the card and loads the kernels that are part of this program.
+//! `look.rs` finds the card, `open.rs` opens it, `kernels.rs` loads the kernels that are part of this program.
 
 mod feed;
 mod gather;
+mod kernels;
+mod look;
 mod open;
 mod pinned;
 mod staging;
 mod timing;
 
-use std::collections::HashMap;
 use std::fmt::Debug;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::driver::result;
 use cudarc::driver::sys::CUresult;
-use cudarc::driver::{CudaContext, CudaFunction, CudaSlice, CudaStream, DevicePtr, DriverError};
+use cudarc::driver::{CudaContext, CudaSlice, CudaStream, DevicePtr, DriverError};
 
 pub use feed::{Arrival, Feed};
-pub use open::{Card, look};
+pub use kernels::{Loaded, Resources, unpack};
+pub use look::{Card, look};
 pub use pinned::Pinned;
 
 use super::cpu::SCRATCH;
@@ -36,19 +38,24 @@ use super::profile::{Lane, Profile};
 use super::{Address, Grid, Pass};
 use crate::error::Error;
 use gather::Computing;
+use kernels::Kernels;
 use staging::Staging;
 use timing::Timing;
 
 /// A GPU with its kernels loaded.
 pub struct Cuda {
     pub(super) ledger: Arc<Ledger>,
+    card: Card,
     context: Arc<CudaContext>,
     compute: Arc<Computing>,
     copies: Arc<CudaStream>,
-    functions: HashMap<&'static str, CudaFunction>,
+    kernels: Kernels,
     staging: Mutex<Staging>,
     scratch: Mutex<Option<Scratch>>,
     timing: Timing,
+    /// Bytes that were free before the kernels were loaded.
+    free: u64,
+    _driver: Booking,
 }
 
 /// Memory on the GPU.
@@ -78,6 +85,24 @@ impl Region {
 }
 
 impl Cuda {
+    /// The card as it was found.
+    pub fn card(&self) -> &Card {
+        &self.card
+    }
+
+    /// How the kernels were loaded.
+    pub fn loaded(&self) -> &Loaded {
+        &self.kernels.loaded
+    }
+
+    /// What each kernel takes of a multiprocessor.
+    ///
+    /// # Errors
+    /// [`Error::Device`].
+    pub fn resources(&self) -> Result<Vec<Resources>, Error> {
+        self.kernels.resources().map_err(|error| self.failed("asking what kernels take", error))
+    }
+
     /// `bytes` zeros, which the ledger has booked under `label`.
     pub(super) fn alloc(&self, label: &'static str, bytes: usize) -> Result<Region, Error> {
         // The driver has no allocation of no bytes.
@@ -162,7 +187,7 @@ impl Cuda {
         grid: Grid,
         params: &P,
     ) -> Result<(), Error> {
-        let function = self.functions.get(name).unwrap_or_else(|| panic!("no kernel {name}"));
+        let function = self.kernels.function(name);
         // SAFETY: passed on from the caller.
         let launch = || unsafe { self.compute.launch(function, grid, params) };
         let launched = match self.timing.is_on() {
@@ -200,7 +225,7 @@ impl Cuda {
     fn failed(&self, what: &str, error: DriverError) -> Error {
         Error::Device {
             device: self.ledger.device().to_owned(),
-            what: format!("{what}: {}", open::told(error)),
+            what: format!("{what}: {}", look::told(error)),
         }
     }
 }

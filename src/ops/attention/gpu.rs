@@ -8,18 +8,12 @@ use crate::ffi;
 /// Rows of a block: queries, or keys.
 const ROWS: usize = 64;
 
-const THREADS: u32 = 128;
-
 /// The kernels for heads of up to a width.
 struct Kernels {
     width: usize,
     forward: &'static str,
     of_queries: &'static str,
     of_keys: &'static str,
-    /// Keys that the forward pass takes at a time.
-    keys: usize,
-    /// Keys, and queries, that the backward pass takes at a time.
-    backward: [usize; 2],
 }
 
 const KERNELS: [Kernels; 3] = [
@@ -28,24 +22,18 @@ const KERNELS: [Kernels; 3] = [
         forward: "attention_64",
         of_queries: "attention_backward_q_64",
         of_keys: "attention_backward_kv_64",
-        keys: 64,
-        backward: [64, 32],
     },
     Kernels {
         width: 128,
         forward: "attention_128",
         of_queries: "attention_backward_q_128",
         of_keys: "attention_backward_kv_128",
-        keys: 64,
-        backward: [32, 16],
     },
     Kernels {
         width: 256,
         forward: "attention_256",
         of_queries: "attention_backward_q_256",
         of_keys: "attention_backward_kv_256",
-        keys: 32,
-        backward: [32, 16],
     },
 ];
 
@@ -92,10 +80,8 @@ pub(super) unsafe fn forward(p: &Params, queue: &Queue) -> Result<(), Error> {
         scale: p.scale,
         soft_cap: p.soft_cap,
     };
-    let shared = (ROWS + 2 * kernels.keys) * kernels.width * 2;
-    let grid = Grid { blocks: blocks(p, p.heads), threads: THREADS, shared };
     // SAFETY: passed on from the caller.
-    unsafe { queue.launch(kernels.forward, grid, &params) }
+    unsafe { queue.launch(kernels.forward, blocks(p, p.heads), &params) }
 }
 
 /// # Safety
@@ -106,21 +92,11 @@ pub(super) unsafe fn backward(p: &BackwardParams, queue: &Queue) -> Result<(), E
     let (rows, heads) = (forward.q_rows as usize, forward.heads as usize);
     let delta = queue.scratch(rows * heads * size_of::<f32>())?;
     let params = backward_params(p, delta);
-    let shared = kernels.backward.map(|others| 2 * (ROWS + others) * kernels.width * 2);
-    let statistics = 2 * kernels.backward[1] * size_of::<f32>();
-    let delta_grid = Grid { blocks: [rows, heads, 1], threads: 32, shared: 0 };
-    let of_queries =
-        Grid { blocks: blocks(forward, forward.heads), threads: THREADS, shared: shared[0] };
-    let of_keys = Grid {
-        blocks: blocks(forward, forward.kv_heads),
-        threads: THREADS,
-        shared: shared[1] + statistics,
-    };
     // SAFETY: passed on from the caller; delta has a number for each query and head.
     unsafe {
-        queue.launch("attention_delta", delta_grid, &params)?;
-        queue.launch(kernels.of_queries, of_queries, &params)?;
-        queue.launch(kernels.of_keys, of_keys, &params)
+        queue.launch("attention_delta", Grid([rows, heads, 1]), &params)?;
+        queue.launch(kernels.of_queries, blocks(forward, forward.heads), &params)?;
+        queue.launch(kernels.of_keys, blocks(forward, forward.kv_heads), &params)
     }
 }
 
@@ -157,6 +133,6 @@ fn backward_params(p: &BackwardParams, delta: Address) -> ffi::AttentionBackward
 }
 
 /// Blocks of rows, heads, segments. A block beyond the end of its segment has nothing to do.
-fn blocks(p: &Params, heads: u64) -> [usize; 3] {
-    [(p.longest as usize).div_ceil(ROWS), heads as usize, p.segment_count as usize]
+fn blocks(p: &Params, heads: u64) -> Grid {
+    Grid([(p.longest as usize).div_ceil(ROWS), heads as usize, p.segment_count as usize])
 }

@@ -1,6 +1,6 @@
-//! A product on a GPU: one kernel sums both products and rounds once; form and size choose it. With few rows
-//! a four-bit operand is decoded on its way into the product; with many it would be decoded again for each 64
-//! of them, and goes through scratch instead, as a matrix of bf16.
+//! A product on a GPU: one kernel sums both products and rounds once; form and size choose it. Up to some
+//! number of rows a four-bit operand is decoded on its way into the product, again for each 64 of them; beyond
+//! that it goes through scratch, as a matrix of bf16.
 
 use super::{Content, Dense, Form, Params, Product, Right, Weight};
 use crate::device::{Address, Dtype, Grid, Queue, narrow};
@@ -11,19 +11,14 @@ use crate::{ffi, quant};
 struct Kernels {
     /// Rows and columns of the result that a block computes.
     tile: usize,
-    threads: u32,
     /// By [`Form`].
     names: [&'static str; 3],
 }
 
-const SMALL: Kernels =
-    Kernels { tile: 64, threads: 128, names: ["matmul_nt", "matmul_nn", "matmul_tn"] };
+const SMALL: Kernels = Kernels { tile: 64, names: ["matmul_nt", "matmul_nn", "matmul_tn"] };
 
-const LARGE: Kernels = Kernels {
-    tile: 128,
-    threads: 256,
-    names: ["matmul_large_nt", "matmul_large_nn", "matmul_large_tn"],
-};
+const LARGE: Kernels =
+    Kernels { tile: 128, names: ["matmul_large_nt", "matmul_large_nn", "matmul_large_tn"] };
 
 impl Kernels {
     /// A block of the large kernels brings half as many numbers for each product; more than half of it
@@ -35,9 +30,7 @@ impl Kernels {
 
     fn grid(&self, p: &Params) -> Grid {
         let tiles = |size: u64| (size as usize).div_ceil(self.tile);
-        // Three stages of both operands, bf16 with a depth of 64.
-        let shared = 3 * 2 * self.tile * 64 * 2;
-        Grid { blocks: [tiles(p.cols), tiles(p.rows), 1], threads: self.threads, shared }
+        Grid([tiles(p.cols), tiles(p.rows), 1])
     }
 }
 
@@ -52,22 +45,34 @@ pub(super) unsafe fn run(p: &Params, queue: &Queue) -> Result<(), Error> {
     }
     // SAFETY: passed on from the caller.
     unsafe {
-        match four_bit_kernel(p) {
+        match four_bit_kernel(p, queue.capability()) {
             Some(name) => queue_four_bit(p, name, queue),
             None => queue_dense(p, queue),
         }
     }
 }
 
-/// The kernel that decodes the first right operand on its way, where that is once for each number of it:
-/// for no more rows than a block has.
-fn four_bit_kernel(p: &Params) -> Option<&'static str> {
+/// Rows up to which decoding on the way is the faster one, by what `scripts/predict_kernels.py` says of both
+/// main loops; it has not been measured. GeForce cards and their like wait for their tensor cores, which leaves
+/// time to decode at any length of a training step: 0.79 of their peak against 0.80 and the time to decode.
+/// Hopper's tensor cores wait for instructions, so that the dense product, twice as fast, wins from 200 rows on.
+/// Of other cards nothing is predicted: each number is decoded once.
+fn rows_of_four_bits(capability: Option<(i32, i32)>) -> usize {
+    match capability {
+        Some((8, 6 | 9) | (12, 0)) => 2048,
+        Some((9, 0)) => 192,
+        _ => SMALL.tile,
+    }
+}
+
+/// The kernel that decodes the first right operand on its way, where that is faster.
+fn four_bit_kernel(p: &Params, capability: Option<(i32, i32)>) -> Option<&'static str> {
     let [first, second] = &p.products;
     let whole_blocks = first.right.weight.cols.is_multiple_of(quant::BLOCK as u64);
     let fits = first.right.content != Content::Dense
         && second.right.content == Content::Dense
         && whole_blocks
-        && p.rows as usize <= SMALL.tile;
+        && p.rows as usize <= rows_of_four_bits(capability);
     match p.form {
         Form::Nt if fits => Some("matmul_4bit_nt"),
         Form::Nn if fits => Some("matmul_4bit_nn"),
@@ -86,10 +91,8 @@ unsafe fn queue_four_bit(p: &Params, name: &'static str, queue: &Queue) -> Resul
         offset,
         book: *p.products[0].right.kind().expect("four bits").values(),
     };
-    // Two stages of both operands.
-    let shared = 2 * 2 * SMALL.tile * 64 * 2;
     // SAFETY: passed on from the caller.
-    unsafe { queue.launch(name, Grid { shared, ..SMALL.grid(p) }, &params) }
+    unsafe { queue.launch(name, SMALL.grid(p), &params) }
 }
 
 unsafe fn queue_dense(p: &Params, queue: &Queue) -> Result<(), Error> {
@@ -181,6 +184,6 @@ impl Weight {
         };
         let blocks = (values as usize / quant::BLOCK).div_ceil(THREADS);
         // SAFETY: passed on from the caller.
-        unsafe { queue.launch("dequantize", Grid::row(blocks, THREADS as u32), &params) }
+        unsafe { queue.launch("dequantize", Grid::row(blocks), &params) }
     }
 }

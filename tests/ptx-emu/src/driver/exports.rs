@@ -3,7 +3,9 @@
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 
 use super::streams::{Work, hash_of};
-use super::{Code, Driver, INVALID_DEVICE, INVALID_IMAGE, INVALID_VALUE, NOT_READY, SUCCESS, ask};
+use super::{
+    Code, Driver, Function, INVALID_DEVICE, INVALID_VALUE, NOT_READY, NOT_SUPPORTED, SUCCESS, ask,
+};
 
 /// The one context there is.
 const CONTEXT: usize = 1;
@@ -67,8 +69,9 @@ exports! {
         let _ = device;
         give(value, attribute_of(driver, attribute))
     }
-    fn cuDeviceGetDefaultMemPool(pool: *mut usize, device: c_int) |_driver| {
+    fn cuDeviceGetDefaultMemPool(pool: *mut usize, device: c_int) |driver| {
         let _ = device;
+        require_pools(driver)?;
         give(pool, POOL)
     }
     fn cuMemPoolSetAttribute(pool: usize, attribute: c_int, value: *const c_void) |_driver| {
@@ -84,7 +87,7 @@ exports! {
     fn cuCtxGetCurrent(context: *mut usize) |_driver| { give(context, CONTEXT) }
     fn cuCtxSynchronize() |driver| { driver.work_until(|streams| Ok(streams.are_idle())) }
     fn cuMemGetInfo_v2(free: *mut usize, total: *mut usize) |driver| {
-        give(free, driver.memory.room())?;
+        give(free, driver.free_bytes())?;
         give(total, driver.card.memory)
     }
 
@@ -94,6 +97,7 @@ exports! {
     }
     fn cuMemAllocAsync(address: *mut u64, len: usize, stream: u64) |driver| {
         let _ = stream;
+        require_pools(driver)?;
         let allocated = driver.alloc(len)?;
         give(address, allocated)
     }
@@ -102,6 +106,7 @@ exports! {
         driver.free(address)
     }
     fn cuMemFreeAsync(address: u64, stream: u64) |driver| {
+        require_pools(driver)?;
         driver.streams.push(stream, Work::Free(address))
     }
     fn cuMemHostAlloc(address: *mut usize, len: usize, flags: c_uint) |driver| {
@@ -188,10 +193,27 @@ exports! {
         if image.is_null() {
             return Err(INVALID_VALUE);
         }
-        // SAFETY: an image of PTX ends with a zero; one of another kind has zeros, too.
-        let text = unsafe { CStr::from_ptr(image) }.to_str().map_err(|_| INVALID_IMAGE)?;
-        let loaded = driver.load(text)?;
+        // SAFETY: the caller gives an image.
+        let loaded = unsafe { driver.load(image)? };
         give(module, loaded)
+    }
+    fn cuModuleLoadDataEx(
+        module: *mut usize,
+        image: *const c_char,
+        count: c_uint,
+        options: *const c_int,
+        values: *const *mut c_void
+    ) |driver| {
+        if image.is_null() {
+            return Err(INVALID_VALUE);
+        }
+        // SAFETY: the caller gives an image.
+        let loaded = unsafe { driver.load(image) };
+        if loaded.is_err() {
+            // SAFETY: the caller gives as many options as it says, and their values.
+            unsafe { write_log(count as usize, options, values) };
+        }
+        give(module, loaded?)
     }
     fn cuModuleUnload(module: usize) |_driver| { let _ = module; Ok(()) }
     fn cuModuleGetFunction(function: *mut usize, module: usize, name: *const c_char) |driver| {
@@ -200,8 +222,31 @@ exports! {
         let found = driver.function(module, name)?;
         give(function, found)
     }
+    fn cuFuncGetAttribute(value: *mut c_int, attribute: c_int, function: usize) |driver| {
+        const SHARED_SIZE_BYTES: c_int = 1;
+        const BINARY_VERSION: c_int = 6;
+        let Function { module, kernel, .. } = *driver.function_of(function)?;
+        give(value, match attribute {
+            SHARED_SIZE_BYTES => driver.modules[module].kernels[kernel].shared_bytes as c_int,
+            BINARY_VERSION => driver.card.capability,
+            // Registers and local memory are what an emulator has none of.
+            _ => 0,
+        })
+    }
+    fn cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(
+        blocks: *mut c_int,
+        function: usize,
+        threads: c_int,
+        shared_bytes: usize,
+        flags: c_uint
+    ) |driver| {
+        let _ = flags;
+        let found = driver.blocks_at_once(function, threads, shared_bytes)?;
+        give(blocks, found)
+    }
     fn cuFuncSetAttribute(function: usize, attribute: c_int, value: c_int) |driver| {
         const MAX_DYNAMIC_SHARED_SIZE_BYTES: c_int = 8;
+        const PREFERRED_SHARED_MEMORY_CARVEOUT: c_int = 9;
         let most = driver.card.shared_bytes_on_request();
         let function = driver.function_of(function)?;
         match (attribute, usize::try_from(value)) {
@@ -209,6 +254,7 @@ exports! {
                 function.shared_bytes = bytes;
                 Ok(())
             }
+            (PREFERRED_SHARED_MEMORY_CARVEOUT, Ok(0..=100)) => Ok(()),
             _ => Err(INVALID_VALUE),
         }
     }
@@ -255,10 +301,13 @@ pub unsafe extern "C" fn cuGetErrorName(code: Code, name: *mut *const c_char) ->
         100 => c"CUDA_ERROR_NO_DEVICE",
         101 => c"CUDA_ERROR_INVALID_DEVICE",
         200 => c"CUDA_ERROR_INVALID_IMAGE",
+        209 => c"CUDA_ERROR_NO_BINARY_FOR_GPU",
+        222 => c"CUDA_ERROR_UNSUPPORTED_PTX_VERSION",
         400 => c"CUDA_ERROR_INVALID_HANDLE",
         500 => c"CUDA_ERROR_NOT_FOUND",
         600 => c"CUDA_ERROR_NOT_READY",
         719 => c"CUDA_ERROR_LAUNCH_FAILED",
+        801 => c"CUDA_ERROR_NOT_SUPPORTED",
         _ => return INVALID_VALUE,
     };
     give(name, text.as_ptr()).err().unwrap_or(SUCCESS)
@@ -272,6 +321,32 @@ pub unsafe extern "C" fn cuGetErrorName(code: Code, name: *mut *const c_char) ->
 pub unsafe extern "C" fn cuGetErrorString(code: Code, text: *mut *const c_char) -> Code {
     // SAFETY: passed on from the caller.
     unsafe { cuGetErrorName(code, text) }
+}
+
+fn require_pools(driver: &Driver) -> Result<(), Code> {
+    if driver.card.has_pools { Ok(()) } else { Err(NOT_SUPPORTED) }
+}
+
+/// Writes what a compiler would say into the buffer that the options name.
+///
+/// # Safety
+/// There are `count` options and values; a buffer has as many bytes as its size says.
+unsafe fn write_log(count: usize, options: *const c_int, values: *const *mut c_void) {
+    const ERROR_LOG_BUFFER: c_int = 5;
+    const ERROR_LOG_BUFFER_SIZE_BYTES: c_int = 6;
+    // SAFETY: passed on from the caller.
+    let given = |i: usize| unsafe { (options.add(i).read(), values.add(i).read()) };
+    let value = |wanted| (0..count).map(given).find(|(option, _)| *option == wanted);
+    let (Some((_, buffer)), Some((_, size))) =
+        (value(ERROR_LOG_BUFFER), value(ERROR_LOG_BUFFER_SIZE_BYTES))
+    else {
+        return;
+    };
+    let text = c"ptxas fatal : this card takes no image".to_bytes_with_nul();
+    if size.addr() >= text.len() {
+        // SAFETY: the buffer has room.
+        unsafe { std::ptr::copy_nonoverlapping(text.as_ptr(), buffer.cast(), text.len()) };
+    }
 }
 
 /// From pageable memory the bytes are taken at once; pinned memory is read when the copy runs.
@@ -297,7 +372,7 @@ fn attribute_of(driver: &Driver, attribute: c_int) -> c_int {
         75 => card.capability / 10,                    // COMPUTE_CAPABILITY_MAJOR
         76 => card.capability % 10,                    // COMPUTE_CAPABILITY_MINOR
         97 => card.shared_bytes_on_request() as c_int, // MAX_SHARED_MEMORY_PER_BLOCK_OPTIN
-        115 => 1,                                      // MEMORY_POOLS_SUPPORTED
+        115 => card.has_pools.into(),                  // MEMORY_POOLS_SUPPORTED
         _ => 0,
     }
 }

@@ -5,7 +5,9 @@ use std::ffi::{c_uint, c_ulonglong, c_void};
 
 use super::exports::{exports, give};
 use super::streams::{Grid, Work};
-use super::{Code, Counts, Driver, INVALID_HANDLE, INVALID_VALUE, OUT_OF_MEMORY, ask};
+use super::{
+    Code, Counts, Driver, INVALID_HANDLE, INVALID_VALUE, NOT_SUPPORTED, OUT_OF_MEMORY, ask,
+};
 
 /// Graphs, and what was made of them to be launched.
 #[derive(Default)]
@@ -19,6 +21,13 @@ struct Ready {
     /// The graph that it was made of: its nodes are known by that.
     graph: u64,
     nodes: Vec<Grid>,
+}
+
+impl Graphs {
+    /// Bytes of device memory that they take, `each` of them.
+    pub(super) fn bytes(&self, each: usize) -> usize {
+        self.ready.len() * each
+    }
 }
 
 /// A node's handle: its graph, and its place in it from 1.
@@ -100,6 +109,7 @@ exports! {
     ) |driver| {
         // SAFETY: the caller describes a kernel.
         let grid = unsafe { driver.node(params)? };
+        driver.card.graph_updates = driver.card.graph_updates.checked_sub(1).ok_or(NOT_SUPPORTED)?;
         let Ready { graph, nodes } = driver.graphs.ready.get_mut(&ready).ok_or(INVALID_HANDLE)?;
         let place = (1..=nodes.len()).find(|place| node(*graph, *place) == changed);
         nodes[place.ok_or(INVALID_HANDLE)? - 1] = grid;

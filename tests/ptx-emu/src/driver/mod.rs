@@ -19,16 +19,22 @@
 //! | `PTX_EMU_CHECKED` | whether launches are checked | 1 |
 //! | `PTX_EMU_WORKERS` | threads that run the blocks of a launch | those of the machine |
 //! | `PTX_EMU_IMAGES` | whether any image is taken: 0 is a driver that finds all damaged | 1 |
+//! | `PTX_EMU_MACHINE_CODE` | whether machine code is taken, too | 1 |
+//! | `PTX_EMU_POOLS` | whether there are pools of memory | 1 |
 //! | `PTX_EMU_GRAPHS` | how many graphs there is room for | 1 million |
+//! | `PTX_EMU_GRAPH_UPDATES` | how many nodes of graphs can be changed, all in all | 1 million |
+//! | `PTX_EMU_GRAPH_BYTES` | bytes of device memory that a graph takes | 64 KiB |
 //!
 //! A graph is a chain of kernels: one that is launched after the other. `ptx_emu_counts` tells how often a
-//! program launched kernels and graphs, and how often it let the card stand still.
+//! program launched kernels and graphs, how often it let the card stand still, and what it loaded. Machine
+//! code stands for the PTX that it was assembled from, which `images.rs` finds.
 //!
 //! A finding is written to the standard error output, and every later call fails, as on a device that
 //! is lost.
 
 mod exports;
 mod graphs;
+mod images;
 mod streams;
 
 use std::ops::Range;
@@ -49,10 +55,13 @@ const INVALID_VALUE: Code = 1;
 const OUT_OF_MEMORY: Code = 2;
 const INVALID_DEVICE: Code = 101;
 const INVALID_IMAGE: Code = 200;
+const NO_BINARY_FOR_GPU: Code = 209;
+const UNSUPPORTED_PTX_VERSION: Code = 222;
 const INVALID_HANDLE: Code = 400;
 const NOT_FOUND: Code = 500;
 const NOT_READY: Code = 600;
 const LAUNCH_FAILED: Code = 719;
+const NOT_SUPPORTED: Code = 801;
 
 /// What the environment says of the card.
 struct Card {
@@ -64,7 +73,11 @@ struct Card {
     checked: bool,
     workers: usize,
     takes_images: bool,
+    takes_machine_code: bool,
+    has_pools: bool,
     graphs: usize,
+    graph_updates: usize,
+    graph_bytes: usize,
 }
 
 impl Card {
@@ -78,7 +91,11 @@ impl Card {
             checked: variable("PTX_EMU_CHECKED", 1) == 1,
             workers: variable("PTX_EMU_WORKERS", available_parallelism().map_or(1, Into::into)),
             takes_images: variable("PTX_EMU_IMAGES", 1) == 1,
+            takes_machine_code: variable("PTX_EMU_MACHINE_CODE", 1) == 1,
+            has_pools: variable("PTX_EMU_POOLS", 1) == 1,
             graphs: variable("PTX_EMU_GRAPHS", 1_000_000),
+            graph_updates: variable("PTX_EMU_GRAPH_UPDATES", 1_000_000),
+            graph_bytes: variable("PTX_EMU_GRAPH_BYTES", 64 << 10),
         }
     }
 
@@ -119,6 +136,10 @@ pub struct Counts {
     pub graphs: u64,
     /// Waits of the host at whose end nothing was left to do: a card would stand still.
     pub idle: u64,
+    /// Modules of machine code that were loaded.
+    pub loaded: u64,
+    /// Images of PTX that were compiled.
+    pub compiled: u64,
 }
 
 impl Counts {
@@ -128,6 +149,8 @@ impl Counts {
             launches: self.launches - before.launches,
             graphs: self.graphs - before.graphs,
             idle: self.idle - before.idle,
+            loaded: self.loaded - before.loaded,
+            compiled: self.compiled - before.compiled,
         }
     }
 }
@@ -138,6 +161,8 @@ struct Driver {
     memory: DeviceMemory,
     /// Host memory that is pinned.
     pinned: Vec<Range<usize>>,
+    /// What a program has loaded: a range of modules each.
+    images: Vec<Range<usize>>,
     modules: Vec<Module>,
     functions: Vec<Function>,
     streams: Streams,
@@ -157,10 +182,16 @@ impl Driver {
             counts: Counts::default(),
             card,
             pinned: Vec::new(),
+            images: Vec::new(),
             modules: Vec::new(),
             functions: Vec::new(),
             lost: SUCCESS,
         }
+    }
+
+    /// Bytes that are free: graphs take some, too.
+    fn free_bytes(&self) -> usize {
+        self.memory.room().saturating_sub(self.graphs.bytes(self.card.graph_bytes))
     }
 
     fn alloc(&mut self, len: usize) -> Result<u64, Code> {
@@ -176,25 +207,6 @@ impl Driver {
 
     fn is_pinned(&self, address: usize, len: usize) -> bool {
         self.pinned.iter().any(|range| range.start <= address && address + len <= range.end)
-    }
-
-    fn load(&mut self, image: &str) -> Result<usize, Code> {
-        if !self.card.takes_images {
-            return Err(INVALID_IMAGE);
-        }
-        let module = Module::parse(image).map_err(|error| {
-            complain(&error.to_string());
-            INVALID_IMAGE
-        })?;
-        self.modules.push(module);
-        Ok(self.modules.len())
-    }
-
-    fn function(&mut self, module: usize, name: &str) -> Result<usize, Code> {
-        let kernels = &self.modules.get(module.wrapping_sub(1)).ok_or(INVALID_HANDLE)?.kernels;
-        let kernel = kernels.iter().position(|kernel| kernel.name == name).ok_or(NOT_FOUND)?;
-        self.functions.push(Function { module: module - 1, kernel, shared_bytes: SHARED_BYTES });
-        Ok(self.functions.len())
     }
 
     fn function_of(&mut self, handle: usize) -> Result<&mut Function, Code> {
