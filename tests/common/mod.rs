@@ -52,6 +52,13 @@ pub fn cpu(threads: usize, dtype: Dtype) -> Device {
 /// `TEST_DEVICE=cuda` a real one.
 #[cfg(target_os = "linux")]
 pub fn gpu() -> Device {
+    open_driver();
+    Device::cuda(0, None).unwrap()
+}
+
+/// Opens the emulator as the driver of this process, unless the machine's own is wanted.
+#[cfg(target_os = "linux")]
+pub fn open_driver() {
     use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
     if is_emulated() {
         // A process that has opened a library of the driver's name finds no other driver.
@@ -59,12 +66,32 @@ pub fn gpu() -> Device {
         let opened = unsafe { Library::open(Some(emulator()), RTLD_NOW | RTLD_GLOBAL) };
         std::mem::forget(opened.unwrap());
     }
-    Device::cuda(0, None).unwrap()
+}
+
+/// Whether kernels and instructions are tested through a driver: that of a card, or the emulator in its place.
+pub fn is_on_a_driver() -> bool {
+    matches!(std::env::var("TEST_DEVICE").as_deref(), Ok("cuda" | "emulated-driver"))
 }
 
 /// Whether [`gpu`] is an emulated one.
 pub fn is_emulated() -> bool {
     std::env::var("TEST_DEVICE").as_deref() != Ok("cuda")
+}
+
+/// What this thread has asked the emulated driver for so far; nothing of a real card.
+#[cfg(target_os = "linux")]
+pub fn counts() -> ptx_emu::Counts {
+    let mut counts = ptx_emu::Counts::default();
+    if is_emulated() {
+        type Tell = unsafe extern "C" fn(*mut ptx_emu::Counts) -> i32;
+        // SAFETY: the emulator has this function, which writes such a struct.
+        let code = unsafe {
+            let library = libloading::os::unix::Library::new(emulator()).unwrap();
+            library.get::<Tell>(b"ptx_emu_counts").unwrap()(&mut counts)
+        };
+        assert_eq!(code, 0);
+    }
+    counts
 }
 
 /// The emulator as a driver, which the build has put beside this program.

@@ -5,6 +5,7 @@ use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use super::streams::{Work, hash_of};
 use super::{
     Code, Driver, Function, INVALID_DEVICE, INVALID_VALUE, NOT_READY, NOT_SUPPORTED, SUCCESS, ask,
+    count,
 };
 
 /// The one context there is.
@@ -283,7 +284,7 @@ pub unsafe extern "C" fn cuLaunchKernel(
     ask(|driver| {
         // SAFETY: passed on from the caller.
         let grid = unsafe { driver.grid(function, (blocks, threads, shared_bytes), params)? };
-        driver.counts.launches += 1;
+        count(|counts| counts.launches += 1);
         driver.streams.push(stream, Work::Launch(grid))
     })
 }

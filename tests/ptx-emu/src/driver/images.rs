@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::{
     Code, Driver, Function, INVALID_HANDLE, INVALID_IMAGE, NO_BINARY_FOR_GPU, NOT_FOUND,
-    SHARED_BYTES, UNSUPPORTED_PTX_VERSION, complain,
+    SHARED_BYTES, UNSUPPORTED_PTX_VERSION, complain, count,
 };
 use crate::ptx::Module;
 
@@ -27,7 +27,7 @@ impl Driver {
             // SAFETY: as above.
             self.require_target(unsafe { target_of(image) })?;
             self.modules.extend(kernels_of_machine_code());
-            self.counts.loaded += 1;
+            count(|counts| counts.loaded += 1);
         } else {
             // SAFETY: passed on from the caller.
             let text = unsafe { CStr::from_ptr(image) }.to_str().map_err(|_| INVALID_IMAGE)?;
@@ -37,7 +37,7 @@ impl Driver {
                 INVALID_IMAGE
             })?;
             self.modules.push(module);
-            self.counts.compiled += 1;
+            count(|counts| counts.compiled += 1);
         }
         self.images.push(first..self.modules.len());
         Ok(self.images.len())

@@ -37,6 +37,7 @@ mod graphs;
 mod images;
 mod streams;
 
+use std::cell::Cell;
 use std::ops::Range;
 use std::str::FromStr;
 use std::sync::{Mutex, PoisonError};
@@ -126,7 +127,7 @@ struct Function {
     shared_bytes: usize,
 }
 
-/// What a program has asked for so far; `ptx_emu_counts` tells.
+/// What the thread that asks has asked for so far; `ptx_emu_counts` tells.
 #[derive(Debug, Clone, Copy, Default)]
 #[repr(C)]
 pub struct Counts {
@@ -155,6 +156,16 @@ impl Counts {
     }
 }
 
+thread_local! {
+    static COUNTS: Cell<Counts> = const { Cell::new(Counts { launches: 0, graphs: 0, idle: 0, loaded: 0, compiled: 0 }) };
+}
+
+fn count(one_more: impl FnOnce(&mut Counts)) {
+    let mut counts = COUNTS.get();
+    one_more(&mut counts);
+    COUNTS.set(counts);
+}
+
 /// The driver and its card.
 struct Driver {
     card: Card,
@@ -167,7 +178,6 @@ struct Driver {
     functions: Vec<Function>,
     streams: Streams,
     graphs: Graphs,
-    counts: Counts,
     /// The error that every call gives since it happened.
     lost: Code,
 }
@@ -179,7 +189,6 @@ impl Driver {
             memory: DeviceMemory::new(card.memory),
             streams: Streams::new(card.seed),
             graphs: Graphs::default(),
-            counts: Counts::default(),
             card,
             pinned: Vec::new(),
             images: Vec::new(),

@@ -5,7 +5,9 @@ use std::ffi::c_void;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Instant;
 
-use super::{Code, Driver, INVALID_HANDLE, INVALID_VALUE, LAUNCH_FAILED, NOT_READY, complain};
+use super::{
+    Code, Driver, INVALID_HANDLE, INVALID_VALUE, LAUNCH_FAILED, NOT_READY, complain, count,
+};
 use crate::{Launch, Order};
 
 /// Something that a stream will do.
@@ -217,7 +219,7 @@ impl Driver {
             };
             self.run(work)?;
         }
-        self.counts.idle += u64::from(self.streams.are_idle());
+        count(|counts| counts.idle += u64::from(self.streams.are_idle()));
         Ok(())
     }
 

@@ -1,10 +1,7 @@
 //! The kernels as they come to a card: what ships is what the manifest says, and one call loads it.
 #![cfg(target_os = "linux")]
 
-mod common;
-
-use common::json;
-use libloading::os::unix::Library;
+use crate::common::{counts, json};
 use ptx_emu::Counts;
 use ptx_emu::ptx::Module;
 use qlora_train::device::cuda::unpack;
@@ -12,25 +9,12 @@ use qlora_train::ffi::{IMAGES, MODULES};
 use qlora_train::ops::sum_squares::sum_squares;
 use sha2::{Digest, Sha256};
 
-/// What the emulated driver was asked for so far.
-fn counts() -> Counts {
-    type Tell = unsafe extern "C" fn(*mut Counts) -> i32;
-    let mut counts = Counts::default();
-    // SAFETY: the emulator has this function, which writes such a struct.
-    let code = unsafe {
-        let library = Library::new(common::emulator()).unwrap();
-        library.get::<Tell>(b"ptx_emu_counts").unwrap()(&mut counts)
-    };
-    assert_eq!(code, 0);
-    counts
-}
-
 #[test]
 fn up_to_the_first_kernel_there_is_one_load_and_no_compilation() {
-    if !common::is_emulated() {
+    if !crate::common::is_emulated() {
         return;
     }
-    let device = common::gpu();
+    let device = crate::common::gpu();
     let x = device.alloc::<f32>("test", 100).unwrap();
     let mut sum = device.alloc::<f64>("test", 1).unwrap();
     sum_squares(&device, &x, &mut sum);

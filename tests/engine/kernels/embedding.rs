@@ -3,14 +3,14 @@
 use half::bf16;
 use qlora_train::ffi::Embedding;
 
-use super::{Card, Grid, ORDERS, bf16_bytes, numbers};
+use super::{Card, Grid, bf16_bytes, numbers, orders};
 
 #[test]
 fn each_row_is_that_of_its_token_scaled() {
     const VOCABULARY: usize = 11;
     for (tokens, cols, scale) in [(vec![10_u32, 0, 10], 130, 1.0), (vec![3], 7, 22.627_417)] {
         let table = numbers(1, VOCABULARY * cols);
-        for order in ORDERS {
+        for order in orders() {
             let mut card = Card::new();
             let bytes: Vec<u8> = tokens.iter().flat_map(|token| token.to_le_bytes()).collect();
             let params = Embedding {

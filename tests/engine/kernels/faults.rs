@@ -13,6 +13,7 @@ use ptx_emu::Kind;
 use ptx_emu::ptx::Module;
 use qlora_train::ffi::{IMAGES, Image};
 
+use super::card::is_left_out;
 use super::{
     adamw_8bit, attention, attention_backward, cross_entropy, matmul, matmul_4bit, rmsnorm,
     sum_squares,
@@ -92,7 +93,7 @@ fn exercise(image: &str, kernel: &'static str) {
         "cross_entropy" => cross_entropy::losses_and_gradients_are_those_of_f64(),
         "matmul" => matmul::exercise(kernel),
         "matmul_4bit" => matmul_4bit::exercise(kernel),
-        "rmsnorm" => rmsnorm::norms_and_their_gradients_are_those_of_f64(),
+        "rmsnorm" => rmsnorm::check_all(kernel),
         "sum_squares" => sum_squares::sums_are_those_of_f64_and_the_same_bits_in_every_order(),
         other => panic!("nothing exercises {other}"),
     }
@@ -142,6 +143,9 @@ fn found(
 
 #[test]
 fn each_is_found_by_the_check_that_is_meant_for_it() {
+    if is_left_out("silicon finds nothing") {
+        return;
+    }
     let (mut planted, mut missed) = (0, Vec::new());
     for image in IMAGES.iter().filter(|image| EXERCISED.contains(&image.name)) {
         for (kernel, first, lines) in kernels(image) {

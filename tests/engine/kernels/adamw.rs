@@ -4,7 +4,7 @@ use qlora_train::device::{Buf, Device, Dtype};
 use qlora_train::ffi::Adamw;
 use qlora_train::ops::adamw::{Hyper, State32, adamw};
 
-use super::{Card, Grid, ORDERS, f32_bytes, numbers};
+use super::{Card, Grid, f32_bytes, numbers, orders};
 
 pub(super) const HYPER: Hyper = Hyper {
     learning_rate: 2e-4,
@@ -46,7 +46,7 @@ fn on_cpu(len: usize) -> [Vec<f32>; 3] {
 #[test]
 fn three_steps_give_the_bits_of_the_cpu() {
     for len in [1, 255, 256, 1000] {
-        for order in ORDERS {
+        for order in orders() {
             let mut card = Card::new();
             let zeros = vec![0; len * 4];
             let [values, m, v] =

@@ -1,11 +1,9 @@
 //! Weights that do not stay: the same bits as with weights that do, whatever the order of the step, on
 //! the CPU and on a GPU; and files that change or end while they are read.
 
-mod common;
-
 use std::path::Path;
 
-use common::{Open, cpu, examples, fixture, json, limits_of, micro_batch};
+use crate::common::{Open, cpu, examples, fixture, json, limits_of, micro_batch};
 use qlora_train::checkpoint::weights::Weights;
 use qlora_train::data::{Example, MicroBatch};
 use qlora_train::device::{Device, Dtype};
@@ -113,7 +111,7 @@ fn neither_where_weights_are_nor_the_order_of_a_step_changes_a_bit() {
 #[cfg(target_os = "linux")]
 #[test]
 fn weights_that_pass_through_a_gpu_give_the_same_bits_there() {
-    let device = common::gpu();
+    let device = crate::common::gpu();
     // The embeddings of the last one are no head: their rows come from the file, too.
     for family in ["llama", "llama-bnb", "mistral"] {
         let window = window(family);

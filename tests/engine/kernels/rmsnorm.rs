@@ -3,7 +3,7 @@
 use ptx_emu::Order;
 use qlora_train::ffi::Rmsnorm;
 
-use super::{Card, Grid, ORDERS, assert_near, bf16_bytes, f32_bytes, numbers};
+use super::{Card, Grid, assert_near, bf16_bytes, f32_bytes, numbers, orders};
 
 const EPS: f32 = 1e-6;
 
@@ -79,14 +79,14 @@ fn backward(x: &[f32], dy: &[f32], center: f32) -> Vec<f64> {
     g.iter().zip(x).map(|(g, x)| r * (g - f64::from(*x) * r * mean)).collect()
 }
 
-#[test]
-pub(super) fn norms_and_their_gradients_are_those_of_f64() {
+for_each_kernel!(norms_and_their_gradients_are_those_of_f64:
+    check_all(rmsnorm, rmsnorm_backward));
+
+pub(super) fn check_all(kernel: &'static str) {
     for shape in SHAPES {
         for (center, add) in [(0.0, false), (1.0, true)] {
-            for order in ORDERS {
-                for kernel in ["rmsnorm", "rmsnorm_backward"] {
-                    check(kernel, shape, (center, add), order);
-                }
+            for order in orders() {
+                check(kernel, shape, (center, add), order);
             }
         }
     }
@@ -119,7 +119,7 @@ fn check(kernel: &'static str, shape: Shape, (center, add): (f32, bool), order: 
 #[test]
 fn a_gradient_may_take_the_place_of_the_one_that_came() {
     let shape = SHAPES[2];
-    for order in ORDERS {
+    for order in orders() {
         let mut card = Card::new();
         let apart = params(&mut card, shape, 1.0, false);
         card.run(&shape.grid("rmsnorm_backward"), &apart, order);

@@ -4,7 +4,7 @@ use half::bf16;
 use qlora_train::ffi::Dequantize;
 use qlora_train::quant::{self, Kind};
 
-use super::{Card, Grid, ORDERS, f32_bytes};
+use super::{Card, Grid, f32_bytes, orders};
 
 fn grid(values: usize) -> Grid {
     let blocks = [(values / 64).div_ceil(128) as u32, 1, 1];
@@ -47,7 +47,7 @@ fn check(kind: Kind, values: usize, scales: &[f32], nested: Option<quant::Double
             quant::decode_bf16(kind, &codes, |block| nested.scale(block), 0, &mut expected);
         }
     }
-    for order in ORDERS {
+    for order in orders() {
         let mut card = Card::new();
         let mut params = Dequantize {
             codes: card.upload(&codes),
@@ -66,7 +66,7 @@ fn check(kind: Kind, values: usize, scales: &[f32], nested: Option<quant::Double
             }
         }
         card.run(&grid(values), &params, order);
-        let found = card.memory.read(params.out, values * 2);
+        let found = card.read(params.out, values * 2);
         let found = found.chunks_exact(2);
         let found: Vec<bf16> = found.map(|b| bf16::from_le_bytes([b[0], b[1]])).collect();
         assert!(found == expected, "{kind:?}, {values} values, nested: {}", nested.is_some());

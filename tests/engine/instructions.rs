@@ -1,11 +1,14 @@
 //! One instruction at a time, over numbers on both sides of every edge, against what the PTX manual
-//! says of it. With `TEST_DEVICE=cuda` it is a real driver that is asked, and its GPU: what is expected here
-//! is then what silicon does.
+//! promises of it: bits where it promises bits, an error where it promises a bound.
+
+use std::sync::{Arc, LazyLock};
 
 use cudarc::driver::{CudaContext, LaunchConfig, PushKernelArg};
 use cudarc::nvrtc::Ptx;
 use ptx_emu::ptx::Module;
 use ptx_emu::{DeviceMemory, Launch, Order};
+
+use crate::common;
 
 /// Four words of input in `%r1` to `%r4`, as f32 in `%f1` to `%f4`, in pairs in `%rd2` and `%rd3`. The
 /// result is `%rd4`, which starts as 0.
@@ -69,9 +72,9 @@ fn check(body: &str, expected: impl Fn([u32; 4]) -> u64) {
     let inputs: Vec<[u32; 4]> = pairs.map(|(a, b)| [a, b, b ^ 0x5555, a.rotate_left(7)]).collect();
     let bytes: Vec<u8> = inputs.iter().flatten().flat_map(|word| word.to_le_bytes()).collect();
     let threads = inputs.len() as u32;
-    let results = match std::env::var("TEST_DEVICE").as_deref() {
-        Ok("cuda") => by_the_driver(&text, &bytes, threads),
-        _ => by_the_emulator(&text, &bytes, threads),
+    let results = match common::is_on_a_driver() {
+        true => by_the_driver(&text, &bytes, threads),
+        false => by_the_emulator(&text, &bytes, threads),
     };
     for (input, found) in inputs.iter().zip(results.chunks_exact(16)) {
         let found = u64::from_le_bytes(found[..8].try_into().unwrap());
@@ -104,8 +107,14 @@ fn by_the_emulator(text: &str, bytes: &[u8], threads: u32) -> Vec<u8> {
     memory.read(address, bytes.len())
 }
 
+/// The context of the driver, made once: that takes a third of a second.
+static CONTEXT: LazyLock<Arc<CudaContext>> = LazyLock::new(|| {
+    common::open_driver();
+    CudaContext::new(0).unwrap()
+});
+
 fn by_the_driver(text: &str, bytes: &[u8], threads: u32) -> Vec<u8> {
-    let context = CudaContext::new(0).unwrap();
+    let context = &*CONTEXT;
     let module = context.load_module(Ptx::from_src(text)).unwrap_or_else(|e| panic!("{e}: {text}"));
     let (kernel, stream) = (module.load_function("k").unwrap(), context.new_stream().unwrap());
     let mut memory = stream.clone_htod(bytes).unwrap();

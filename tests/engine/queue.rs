@@ -1,31 +1,13 @@
 //! A step is one queue: the host runs ahead of a GPU, and what comes again is started by one call.
 #![cfg(target_os = "linux")]
 
-mod common;
-
-use common::{Open, TRAINING, examples, fixture, json, limits_of, micro_batch};
-use libloading::os::unix::Library;
+use crate::common::{Open, TRAINING, counts, examples, fixture, json, limits_of, micro_batch};
 use ptx_emu::Counts;
 use qlora_train::data::MicroBatch;
 use qlora_train::device::Device;
 use qlora_train::model::load::Residence;
 use qlora_train::ops::dropout::Draw;
 use qlora_train::train::session::Session;
-
-/// What the emulated driver was asked for so far; nothing of a real card.
-fn counts() -> Counts {
-    let mut counts = Counts::default();
-    if common::is_emulated() {
-        type Tell = unsafe extern "C" fn(*mut Counts) -> i32;
-        // SAFETY: the emulator has this function, which writes such a struct.
-        let code = unsafe {
-            let library = Library::new(common::emulator()).unwrap();
-            library.get::<Tell>(b"ptx_emu_counts").unwrap()(&mut counts)
-        };
-        assert_eq!(code, 0);
-    }
-    counts
-}
 
 /// Micro-batches of two shapes, one of them three times.
 fn window() -> Vec<MicroBatch> {
@@ -50,7 +32,7 @@ fn session(device: Device, window: &[MicroBatch]) -> Session {
         adapter: Some(&fixture("models/llama/adapter")),
         // Every launch of a mask is another one than in the step before.
         dropout: 0.1,
-        quantization: common::NF4,
+        quantization: crate::common::NF4,
         residence: Residence::Resident,
         device,
         limits,
@@ -74,7 +56,7 @@ fn step(session: &mut Session, window: &[MicroBatch], stream: u64) -> ((u64, Vec
 fn what_comes_again_is_started_by_one_call_and_gives_the_same_bits() {
     let window = window();
     let (mut gathered, mut timed) =
-        (session(common::gpu(), &window), session(common::gpu(), &window));
+        (session(crate::common::gpu(), &window), session(crate::common::gpu(), &window));
     // Launches that are timed are launched one by one.
     timed.device.start_profile().unwrap();
     let mut last = Vec::new();
@@ -84,7 +66,7 @@ fn what_comes_again_is_started_by_one_call_and_gives_the_same_bits() {
         assert!(bits == expected, "stream {stream}");
         assert!(bits.1.iter().any(|bits| *bits != 0) && bits.1 != last, "stream {stream}");
         last = bits.1;
-        if !common::is_emulated() {
+        if !crate::common::is_emulated() {
             continue;
         }
         assert_eq!(alone.graphs, 0);

@@ -4,7 +4,7 @@ use ptx_emu::Order;
 use qlora_train::ffi::Glu;
 use qlora_train::ops::glu::{self, Activation};
 
-use super::{Card, Exact, Grid, ORDERS, assert_near, bf16_bytes, numbers};
+use super::{Card, Exact, Grid, assert_near, bf16_bytes, numbers, orders};
 
 const ACTIVATIONS: [Activation; 3] = [Activation::Silu, Activation::GeluTanh, Activation::Gelu];
 
@@ -29,7 +29,7 @@ fn exact(activation: Activation, (rows, width): (usize, usize)) -> [Vec<f64>; 2]
 fn units_and_their_gradients_are_those_of_f64() {
     for activation in ACTIVATIONS {
         for shape in [(1, 1), (2, 257), (3, 512)] {
-            for order in ORDERS {
+            for order in orders() {
                 check(activation, shape, order);
             }
         }

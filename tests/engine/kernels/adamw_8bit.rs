@@ -6,7 +6,7 @@ use qlora_train::ops::adamw_8bit::{State8, adamw_8bit};
 use qlora_train::quant::{SIGNED, SMALLEST_DIVISOR, STATE_BLOCK, UNSIGNED};
 
 use super::adamw::{HYPER, STEPS, grads};
-use super::{Card, Grid, ORDERS, f32_bytes, numbers};
+use super::{Card, Grid, f32_bytes, numbers, orders};
 use bytemuck::Pod;
 use qlora_train::ops::adamw::Hyper;
 
@@ -62,7 +62,7 @@ pub(super) const SHARED: usize = (2 * 256 + 2 * 8) * 4;
 pub(super) fn three_steps_give_the_bits_of_the_cpu() {
     for len in [1, 255, 256, 257, 1000] {
         let expected = on_cpu(len);
-        for order in ORDERS {
+        for order in orders() {
             let mut card = Card::new();
             let blocks = len.div_ceil(STATE_BLOCK);
             let values = card.upload(&f32_bytes(&numbers(1, len)));
@@ -98,7 +98,7 @@ pub(super) fn three_steps_give_the_bits_of_the_cpu() {
             }
             let found = State {
                 values: card.f32(values, len),
-                codes: [m, v].map(|address| card.memory.read(address, len)),
+                codes: [m, v].map(|address| card.read(address, len)),
                 scales: [m_absmax, v_absmax].map(|address| card.f32(address, blocks)),
             };
             assert!(found == expected, "{len} numbers in {order:?}");

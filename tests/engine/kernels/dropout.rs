@@ -6,7 +6,7 @@ use qlora_train::ffi::Dropout;
 use qlora_train::ops::Write;
 use qlora_train::ops::dropout::{Draw, dropout};
 
-use super::{Card, Grid, ORDERS, bf16_bytes, numbers};
+use super::{Card, Grid, bf16_bytes, numbers, orders};
 
 const P: f32 = 0.3;
 
@@ -31,7 +31,7 @@ fn the_mask_is_that_of_the_cpu() {
         let (x, before) = (numbers(1, rows * cols), numbers(2, rows * cols));
         for (write, add) in [(Write::Set, 0), (Write::Add, 1)] {
             let expected = on_cpu(&x, &before, cols, draw, write);
-            for order in ORDERS {
+            for order in orders() {
                 let mut card = Card::new();
                 let params = Dropout {
                     x: card.upload(&bf16_bytes(&x)),

@@ -3,7 +3,7 @@
 use half::bf16;
 use qlora_train::ffi::Cast;
 
-use super::{Card, Grid, ORDERS, f32_bytes};
+use super::{Card, Grid, f32_bytes, orders};
 
 /// Numbers that are rounded down, up, to even, to infinity, and none.
 const NUMBERS: [f32; 8] =
@@ -23,7 +23,7 @@ fn check((rows, cols, gap): (usize, usize, usize), from_wide: bool, to_wide: boo
     let from: Vec<f32> = (0..len).map(|i| NUMBERS[i % 8] * (1 + i / 8) as f32).collect();
     let rounded = |x: f32| bf16::from_f32(x).to_f32();
     let stored: Vec<f32> = from.iter().map(|x| if from_wide { *x } else { rounded(*x) }).collect();
-    for order in ORDERS {
+    for order in orders() {
         let mut card = Card::new();
         let bytes = match from_wide {
             true => f32_bytes(&from),

@@ -2,7 +2,7 @@
 
 use qlora_train::ffi::Rope;
 
-use super::{Card, Grid, ORDERS, assert_near, bf16_bytes, f32_bytes, numbers};
+use super::{Card, Grid, assert_near, bf16_bytes, f32_bytes, numbers, orders};
 
 #[test]
 fn heads_are_turned_by_the_angle_of_their_token_and_back() {
@@ -21,7 +21,7 @@ fn heads_are_turned_by_the_angle_of_their_token_and_back() {
             .collect();
         let x = numbers(1, rows * stride);
         for backward in [false, true] {
-            for order in ORDERS {
+            for order in orders() {
                 let mut card = Card::new();
                 let params = Rope {
                     x: card.upload(&bf16_bytes(&x)),

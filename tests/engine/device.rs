@@ -1,9 +1,8 @@
 //! Memory of a GPU: copies through pinned buffers and two streams, beside kernels that use what is copied.
 #![cfg(target_os = "linux")]
 
-mod common;
-
 use bytemuck::Pod;
+use qlora_train::device::memory::DRIVER_BYTES;
 use qlora_train::device::parking::When;
 use qlora_train::device::{Buf, Device, Dtype, Pass};
 use qlora_train::error::Error;
@@ -25,7 +24,7 @@ fn downloaded<T: Pod>(device: &Device, buf: &Buf<T>) -> Vec<T> {
 
 #[test]
 fn copies_longer_than_all_pinned_buffers_together_arrive() {
-    let device = common::gpu();
+    let device = crate::common::gpu();
     let bytes: Vec<u8> =
         (0..(21 << 20) + 3).map(|i: u32| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
     let buf = uploaded(&device, &bytes);
@@ -37,7 +36,7 @@ fn copies_longer_than_all_pinned_buffers_together_arrive() {
 
 #[test]
 fn a_copy_waits_for_kernels_before_it_and_kernels_wait_for_it() {
-    let device = common::gpu();
+    let device = crate::common::gpu();
     let mut x = device.alloc::<f32>("test", 4096).unwrap();
     let sums: Vec<Buf<f64>> = (1..=20)
         .map(|step| {
@@ -54,7 +53,7 @@ fn a_copy_waits_for_kernels_before_it_and_kernels_wait_for_it() {
 
 #[test]
 fn memory_is_freed_behind_what_was_gathered_and_what_is_copied_beside() {
-    let device = common::gpu();
+    let device = crate::common::gpu();
     let mut sums = Vec::new();
     for step in 1..=20 {
         let x = uploaded(&device, &vec![step as f32; 4096]);
@@ -80,7 +79,7 @@ fn memory_is_freed_behind_what_was_gathered_and_what_is_copied_beside() {
 
 #[test]
 fn fresh_memory_is_zero_and_so_is_what_was_zeroed() {
-    let device = common::gpu();
+    let device = crate::common::gpu();
     let mut buf = device.alloc::<u32>("test", 1000).unwrap();
     assert_eq!(downloaded(&device, &buf), [0; 1000]);
     device.upload(&[7; 1000], &mut buf);
@@ -91,7 +90,7 @@ fn fresh_memory_is_zero_and_so_is_what_was_zeroed() {
 
 #[test]
 fn what_no_kernel_takes_is_an_error_that_names_it() {
-    let device = common::gpu();
+    let device = crate::common::gpu();
     let x = device.alloc_dense("test", 16, Dtype::F64).unwrap();
     let mut y = device.alloc_dense("test", 16, Dtype::F64).unwrap();
     copy::copy(&device, x.view(4, 4), y.view_mut(4, 4));
@@ -107,8 +106,8 @@ fn what_no_kernel_takes_is_an_error_that_names_it() {
 #[test]
 fn the_limit_holds_and_says_what_was_left() {
     // Opened first: this process finds its driver by it.
-    drop(common::gpu());
-    let device = Device::cuda(0, Some(1 << 20)).unwrap();
+    drop(crate::common::gpu());
+    let device = Device::cuda(0, Some(DRIVER_BYTES + (1 << 20))).unwrap();
     let most = device.alloc::<u8>("most", 1_000_000).unwrap();
     let Err(Error::OutOfMemory { label, bytes, available, .. }) =
         device.alloc::<u8>("more", 100_000)

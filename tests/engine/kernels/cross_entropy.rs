@@ -2,7 +2,7 @@
 
 use qlora_train::ffi::CrossEntropy;
 
-use super::{Card, Grid, ORDERS, assert_near, f32_bytes, numbers};
+use super::{Card, Grid, assert_near, f32_bytes, numbers, orders};
 
 const SCALE: f32 = 0.125;
 
@@ -39,7 +39,7 @@ fn check((rows, vocabulary): (usize, usize), soft_cap: f32, has_gradient: bool) 
     let logits: Vec<f32> = numbers(1, rows * vocabulary).iter().map(|z| z * 6.0).collect();
     let targets: Vec<usize> = (0..rows).map(|row| (row * 7919 + 5) % vocabulary).collect();
     let bytes: Vec<u8> = targets.iter().flat_map(|t| (*t as u32).to_le_bytes()).collect();
-    for order in ORDERS {
+    for order in orders() {
         let mut card = Card::new();
         let params = CrossEntropy {
             logits: card.upload(&f32_bytes(&logits)),

@@ -1,11 +1,11 @@
 //! A tiny model of each family against float64 numbers of the Python stack: logits, loss and every
 //! LoRA gradient, on plain and on NF4 weights, in f32 and in bf16.
 
-mod common;
-
 use std::path::Path;
 
-use common::{NF4, Open, TRAINING, cpu, examples, fixture, json, limits_of, micro_batch, tensor};
+use crate::common::{
+    NF4, Open, TRAINING, cpu, examples, fixture, json, limits_of, micro_batch, tensor,
+};
 use qlora_train::checkpoint::adapter::{self, Adapter, LoraPair, TargetModules, tensor_names};
 use qlora_train::checkpoint::tensors::TensorFile;
 use qlora_train::data::MicroBatch;
@@ -146,7 +146,7 @@ fn bf16_strays_no_further_than_plain_bf16_arithmetic() {
 #[cfg(target_os = "linux")]
 fn a_gpu_strays_no_further_than_plain_bf16_arithmetic() {
     // A pass for each token would take minutes.
-    assert_plain_bf16(&common::gpu(), Case::last);
+    assert_plain_bf16(&crate::common::gpu(), Case::last);
 }
 
 /// `first` is the first token of a row whose logits are looked at.

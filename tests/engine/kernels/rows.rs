@@ -3,7 +3,7 @@
 use half::bf16;
 use qlora_train::ffi::Rows;
 
-use super::{Card, Grid, ORDERS, bf16_bytes, numbers};
+use super::{Card, Grid, bf16_bytes, numbers, orders};
 
 #[test]
 fn rows_go_where_the_index_says_and_back() {
@@ -13,7 +13,7 @@ fn rows_go_where_the_index_says_and_back() {
         let spread = numbers(2, rows * spread_stride);
         let there = |row: usize, col: usize| spread[row * spread_stride + col];
         for kernel in ["gather_rows", "scatter_rows", "add_rows"] {
-            for order in ORDERS {
+            for order in orders() {
                 let mut card = Card::new();
                 let bytes: Vec<u8> = index.iter().flat_map(|row| row.to_le_bytes()).collect();
                 let params = Rows {
