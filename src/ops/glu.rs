@@ -57,8 +57,6 @@ struct BackwardParams {
     dtype: Dtype,
 }
 
-/// Threads of a block, which takes a row.
-
 /// out [N, F] = act(gate)·up, with gate_up [N, 2F] = [gate | up].
 pub fn forward(device: &Device, gate_up: Mat, activation: Activation, out: MatMut) {
     assert_eq!(

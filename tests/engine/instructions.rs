@@ -65,8 +65,25 @@ const EDGES: [u32; 16] = [
     0x1234_5678,
 ];
 
-/// Runs `body` on every pair of edges, the other words derived from them.
+/// Runs `body` on every pair of edges, the other words derived from them, and wants these bits.
 fn check(body: &str, expected: impl Fn([u32; 4]) -> u64) {
+    check_where(body, |_| true, expected);
+}
+
+/// As [`check`] where the manual says what is to come.
+fn check_where(
+    body: &str,
+    is_defined: impl Fn([u32; 4]) -> bool,
+    expected: impl Fn([u32; 4]) -> u64,
+) {
+    for (input, found) in results(body).into_iter().filter(|(input, _)| is_defined(*input)) {
+        let expected = expected(input);
+        assert!(found == expected, "{body} of {input:x?}: {found:#x}, not {expected:#x}");
+    }
+}
+
+/// Inputs, and what `body` makes of each.
+fn results(body: &str) -> Vec<([u32; 4], u64)> {
     let text = FRAME.replace("BODY", body);
     let pairs = EDGES.into_iter().flat_map(|a| EDGES.map(|b| (a, b)));
     let inputs: Vec<[u32; 4]> = pairs.map(|(a, b)| [a, b, b ^ 0x5555, a.rotate_left(7)]).collect();
@@ -76,11 +93,9 @@ fn check(body: &str, expected: impl Fn([u32; 4]) -> u64) {
         true => by_the_driver(&text, &bytes, threads),
         false => by_the_emulator(&text, &bytes, threads),
     };
-    for (input, found) in inputs.iter().zip(results.chunks_exact(16)) {
-        let found = u64::from_le_bytes(found[..8].try_into().unwrap());
-        let expected = expected(*input);
-        assert!(found == expected, "{body} of {input:x?}: {found:#x}, not {expected:#x}");
-    }
+    let found =
+        results.chunks_exact(16).map(|found| u64::from_le_bytes(found[..8].try_into().unwrap()));
+    inputs.into_iter().zip(found).collect()
 }
 
 /// Shared memory of a thread.
@@ -163,8 +178,12 @@ fn integers_of_32_bits() {
     words("mad.lo.s32 %r5, %r1, %r2, %r3;", |[a, b, c, _]| a.wrapping_mul(b).wrapping_add(c));
     words("min.s32 %r5, %r1, %r2;", |[a, b, ..]| signed(a).min(signed(b)) as u32);
     words("max.u32 %r5, %r1, %r2;", |[a, b, ..]| a.max(b));
-    words("div.u32 %r5, %r1, %r2;", |[a, b, ..]| a.checked_div(b).unwrap_or(u32::MAX));
-    words("abs.s32 %r5, %r1;", |[a, ..]| signed(a).unsigned_abs());
+    // What is divided by zero is any number.
+    let quotient = format!("div.u32 %r5, %r1, %r2; {WORD}");
+    check_where(&quotient, |[_, b, ..]| b != 0, |[a, b, ..]| u64::from(a / b));
+    let magnitude = format!("abs.s32 %r5, %r1; {WORD}");
+    let has_one = |[a, ..]: [u32; 4]| signed(a) != i32::MIN;
+    check_where(&magnitude, has_one, |[a, ..]| u64::from(signed(a).unsigned_abs()));
     words("shl.b32 %r5, %r1, %r2;", |[a, n, ..]| if n > 31 { 0 } else { a << n });
     words("shr.u32 %r5, %r1, %r2;", |[a, n, ..]| if n > 31 { 0 } else { a >> n });
     words("shr.s32 %r5, %r1, %r2;", |[a, n, ..]| (signed(a) >> n.min(31)) as u32);
@@ -210,9 +229,40 @@ fn numbers_of_single_precision() {
     floats("sqrt.rn.f32 %f5, %f1;", |[a, ..]| a.sqrt());
     floats("neg.f32 %f5, %f1;", |[a, ..]| -a);
     floats("abs.f32 %f5, %f1;", |[a, ..]| a.abs());
-    // The number wins against none.
-    floats("max.f32 %f5, %f1, %f2;", |[a, b, ..]| if a.is_nan() || b > a { b } else { a });
-    floats("min.f32 %f5, %f1, %f2;", |[a, b, ..]| if a.is_nan() || b < a { b } else { a });
+    // The number wins against none, and +0 is larger than -0.
+    let above = |a: f32, b: f32| a > b || a == b && a.is_sign_positive();
+    floats("max.f32 %f5, %f1, %f2;", |[a, b, ..]| if b.is_nan() || above(a, b) { a } else { b });
+    floats("min.f32 %f5, %f1, %f2;", |[a, b, ..]| if b.is_nan() || above(b, a) { a } else { b });
+}
+
+/// An approximate function of one number, within a relative error; with `.ftz`, numbers below the smallest
+/// normal one are zeros.
+fn approximates(instruction: &str, error: f64, exact: fn(f64) -> f64) {
+    let flushes = instruction.contains(".ftz");
+    let floor = if flushes { f64::from(f32::MIN_POSITIVE) } else { 2.0_f64.powi(-149) };
+    for (input, found) in results(&format!("{instruction} %f5, %f1; {FLOAT}")) {
+        let x = f32::from_bits(input[0]);
+        let x = if flushes && x.is_subnormal() { 0.0_f32.copysign(x) } else { x };
+        let (found, exact) = (f64::from(f32::from_bits(found as u32)), exact(f64::from(x)));
+        let holds = match exact {
+            exact if exact.is_nan() => found.is_nan(),
+            // Beyond the range of f32 is infinity.
+            exact if exact.abs() >= f64::from(f32::MAX) * (1.0 + error) => {
+                found == f64::INFINITY.copysign(exact)
+            }
+            exact => (found - exact).abs() <= error * exact.abs() + floor,
+        };
+        assert!(holds, "{instruction} of {x:e}: {found:e}, not {exact:e}");
+    }
+}
+
+/// Those that the kernels use, with the errors of the PTX manual: so much of the result, or a unit of its last
+/// place.
+#[test]
+fn approximate_functions_keep_the_errors_that_they_are_allowed() {
+    approximates("ex2.approx.ftz.f32", 2.0_f64.powi(-22), f64::exp2);
+    approximates("rcp.approx.ftz.f32", 2.0_f64.powi(-23), |x| 1.0 / x);
+    approximates("rsqrt.approx.f32", 2.0_f64.powf(-22.4), |x| 1.0 / x.sqrt());
 }
 
 #[test]

@@ -13,6 +13,8 @@
 //! given and what it left is written there when a number is wrong. `scripts/gpu_check.sh` starts each test of a
 //! kernel as a process of its own.
 
+#![allow(clippy::print_stdout, reason = "what is left out is said")]
+
 #[path = "../common/mod.rs"]
 mod common;
 

@@ -3,6 +3,8 @@
 use ptx_emu::Order;
 use qlora_train::ffi::Matmul;
 
+use super::card::is_left_out;
+use super::near::assert_within;
 use super::{Card, Grid, assert_near, bf16_bytes, f32_bytes, numbers, orders};
 
 pub(super) const KERNELS: [&str; 6] = [
@@ -82,6 +84,17 @@ impl Case {
         }
     }
 
+    /// What sums in f32 may be off by, whatever the order within a tensor instruction: each of 16 products adds
+    /// an error of a unit of the last place, as it may where numbers are cut off, of the largest sum there can be
+    /// of products of numbers below 2; and so do the terms that come after it.
+    fn error_of_sums(self) -> f64 {
+        let depth: usize = self.k.iter().sum();
+        let instructions = self.k.iter().map(|k| k.div_ceil(16)).sum::<usize>() + 3;
+        // The sum of independent products of both signs stays within some roots of their number.
+        let largest = 4.0 * 4.0 * (depth as f64).sqrt() + 4.0;
+        instructions as f64 * largest * f64::from(f32::EPSILON)
+    }
+
     /// Numbers between rows are no part of the matrix: they must change nothing.
     fn operand(self, seed: u64, (rows, cols): (usize, usize)) -> Stored {
         let stride = cols.next_multiple_of(self.multiple);
@@ -157,8 +170,11 @@ fn check(case: Case) {
     let exact: Vec<f64> = (0..m * n).map(exact).collect();
     for order in orders() {
         let found = run(case, &operands, [&before, &residual, &bias], order);
-        let roundings = if after.wide { 1e-3 } else { 1.01 };
-        assert_near(&found, &exact, roundings, &format!("{case:?} in {order:?}"));
+        let what = format!("{case:?} in {order:?}");
+        match after.wide {
+            true => assert_within(&found, &exact, case.error_of_sums(), &what),
+            false => assert_near(&found, &exact, 1.01, &what),
+        }
     }
 }
 
@@ -207,6 +223,9 @@ fn run(
 
 #[test]
 fn no_two_rows_of_a_tile_share_a_bank() {
+    if is_left_out("a driver does not count passes over shared memory") {
+        return;
+    }
     for kernel in KERNELS {
         let mut card = Card::new();
         let zeros = vec![0; 128 * 128 * 2];

@@ -50,8 +50,8 @@ fn single(name: &str, modifiers: &[&str]) -> Option<Alu> {
             multiply_add_down(float(a), float(b), float(c)).to_bits()
         }),
         ("div", ["rn" | "full" | "approx"]) => floats!(|a, b| a / b),
-        ("min", []) => floats!(|a, b| a.min(b)),
-        ("max", []) => floats!(|a, b| a.max(b)),
+        ("min", []) => floats!(|a, b| smaller(a, b)),
+        ("max", []) => floats!(|a, b| larger(a, b)),
         ("neg", []) => words!(|a| a ^ 1 << 31),
         ("abs", []) => words!(|a| a & !(1 << 31)),
         ("copysign", []) => words!(|a, b| a & 1 << 31 | b & !(1 << 31)),
@@ -82,6 +82,18 @@ fn double(name: &str, modifiers: &[&str]) -> Option<Alu> {
         }),
         _ => return None,
     })
+}
+
+/// The smaller number, or the one that is a number; of zeros the negative one.
+#[inline(always)]
+fn smaller(a: f32, b: f32) -> f32 {
+    if a == b { f32::from_bits(a.to_bits() | b.to_bits()) } else { a.min(b) }
+}
+
+/// The larger number, or the one that is a number; of zeros the positive one.
+#[inline(always)]
+fn larger(a: f32, b: f32) -> f32 {
+    if a == b { f32::from_bits(a.to_bits() & b.to_bits()) } else { a.max(b) }
 }
 
 /// Numbers too small for the full precision become zeros of their sign.
