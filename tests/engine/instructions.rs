@@ -1,5 +1,8 @@
 //! One instruction at a time, over numbers on both sides of every edge, against what the PTX manual
-//! promises of it: bits where it promises bits, an error where it promises a bound.
+//! promises of it: bits where it promises bits, an error where it promises a bound. `tiles.rs` has those of a
+//! whole warp.
+
+mod tiles;
 
 use std::sync::{Arc, LazyLock};
 
@@ -98,8 +101,8 @@ fn results(body: &str) -> Vec<([u32; 4], u64)> {
     inputs.into_iter().zip(found).collect()
 }
 
-/// Shared memory of a thread.
-const SHARED_BYTES: u32 = 8;
+/// Bytes of shared memory of a thread.
+const SHARED_BYTES: u32 = 16;
 
 fn by_the_emulator(text: &str, bytes: &[u8], threads: u32) -> Vec<u8> {
     let module = Module::parse(text).unwrap_or_else(|e| panic!("{e}"));
@@ -320,12 +323,35 @@ fn lanes_ask_and_read_each_other() {
 #[test]
 fn a_generic_address_reaches_global_and_shared_memory() {
     check("ld.u32 %r5, [%rd1+4]; cvt.u64.u32 %rd4, %r5;", |[_, b, ..]| u64::from(b));
-    // Every thread has eight bytes of shared memory to itself.
-    let shared = "mov.u64 %rd5, memory; mad.wide.u32 %rd5, %r0, 8, %rd5; st.shared.u64 [%rd5], %rd3; cvta.shared.u64 %rd6, %rd5; \
+    // Every thread has shared memory to itself.
+    let shared = "mov.u64 %rd5, memory; mad.wide.u32 %rd5, %r0, 16, %rd5; st.shared.u64 [%rd5], %rd3; cvta.shared.u64 %rd6, %rd5; \
                   ld.u64 %rd4, [%rd6];";
     check(shared, |[_, _, c, d]| u64::from(c) | u64::from(d) << 32);
     check(
         "st.global.u8 [%rd1], %r2; ld.global.s8 %r5, [%rd1]; cvt.s64.s32 %rd4, %r5;",
         |[_, b, ..]| i64::from(b as i8) as u64,
     );
+}
+
+/// A nibble of the selector names a byte, or with its upper bit the sign of one.
+#[test]
+fn bytes_are_permuted_by_nibbles() {
+    let byte = |a: u32, b: u32, nibble: u32| {
+        let byte = (u64::from(b) << 32 | u64::from(a)) >> (8 * (nibble & 7)) & 0xff;
+        let sign = if byte & 0x80 == 0 { 0 } else { 0xff };
+        if nibble & 8 == 0 { byte as u32 } else { sign }
+    };
+    words("prmt.b32 %r5, %r1, %r2, %r4;", |[a, b, _, selector]| {
+        (0..4).map(|i| byte(a, b, selector >> (4 * i)) << (8 * i)).sum()
+    });
+}
+
+#[test]
+fn numbers_are_cut_off() {
+    // The sign of a zero is nobody's business.
+    let unsigned = "add.f32 %f5, %f5, 0f00000000;";
+    floats(&format!("cvt.sat.f32.f32 %f5, %f1; {unsigned}"), |[a, ..]| {
+        if a.is_nan() { 0.0 } else { a.clamp(0.0, 1.0) + 0.0 }
+    });
+    floats("cvt.rzi.f32.f32 %f5, %f1;", |[a, ..]| a.trunc());
 }

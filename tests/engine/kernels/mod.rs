@@ -65,7 +65,7 @@ impl Exact {
 }
 
 /// bf16 numbers in ±2, the same for the same seed.
-fn numbers(seed: u64, len: usize) -> Vec<f32> {
+pub(crate) fn numbers(seed: u64, len: usize) -> Vec<f32> {
     let mut state = seed;
     let mut next = || {
         state =
