@@ -5,6 +5,7 @@ use qlora_train::ffi::AttentionBackward;
 use qlora_train::ops::attention::Heads;
 
 use super::attention::{Case, OnCpu, PLAIN, width};
+use super::near::assert_within;
 use super::{Card, Grid, assert_near, bf16_bytes, f32_bytes, numbers, orders};
 
 const CASES: [Case; 11] = [
@@ -51,6 +52,42 @@ for_each_kernel!(gradients_are_those_of_f64: check_all(
     attention_backward_kv_256,
 ));
 
+for_each_kernel!(rows_of_gradients_meet_those_of_outputs_as_in_f64: check_delta(attention_delta));
+
+/// The sum of d_o · o of each query and head.
+fn check_delta(kernel: &'static str) {
+    for case in &CASES {
+        let Heads { heads, head_dim, .. } = case.heads;
+        let len = case.queries() * heads;
+        let [o, d_o] = [3, 4].map(|seed| numbers(seed, len * head_dim));
+        let products = o.iter().zip(&d_o).map(|(o, d)| f64::from(*o) * f64::from(*d));
+        let products: Vec<f64> = products.collect();
+        let exact: Vec<f64> = products.chunks(head_dim).map(|row| row.iter().sum()).collect();
+        // A rounding for each number of a lane and for each of the five halves of a warp, of sums that are no
+        // larger than those of sizes.
+        let largest = products.chunks(head_dim).map(|row| row.iter().map(|x| x.abs()).sum::<f64>());
+        let roundings = (head_dim.div_ceil(32) + 5) as f64;
+        let bound = roundings * f64::from(f32::EPSILON) / 2.0 * largest.fold(0.0, f64::max);
+        for order in orders() {
+            let mut card = Card::new();
+            let params = AttentionBackward {
+                o: card.upload(&bf16_bytes(&o)),
+                d_o: card.upload(&bf16_bytes(&d_o)),
+                delta: card.alloc(len * 4),
+                o_stride: (heads * head_dim) as u64,
+                d_o_stride: (heads * head_dim) as u64,
+                heads: heads as u32,
+                head_dim: head_dim as u32,
+                ..AttentionBackward::default()
+            };
+            let [grid, ..] = grids(head_dim, case.queries() as u32, [heads as u32, 1], [1, 1]);
+            card.run(&grid, &params, order);
+            let found = card.f32(params.delta, len);
+            assert_within(&found, &exact, bound, &format!("{kernel} {case:?} in {order:?}"));
+        }
+    }
+}
+
 fn check_all(kernel: &'static str) {
     let of_kernel = |case: &&Case| kernels(case.heads.head_dim).0.contains(&kernel);
     for case in CASES.iter().filter(of_kernel) {
@@ -60,6 +97,9 @@ fn check_all(kernel: &'static str) {
 
 /// Gradients by the kernel of that name over more than one tile.
 pub(super) fn exercise(kernel: &'static str) {
+    if kernel == "attention_delta" {
+        return check_delta(kernel);
+    }
     for case in [PLAIN, UNSEEN] {
         let heads = Heads { head_dim: width(kernel), ..case.heads };
         check_orders(kernel, &Case { heads, ..case });
@@ -75,7 +115,7 @@ fn check_orders(kernel: &'static str, case: &Case) {
     }
 }
 
-/// The gradients that the kernel writes, those at q or those at k and v; of `attention_delta`, all of them.
+/// The gradients that the kernel writes, those at q or those at k and v.
 fn check(
     kernel: &'static str,
     case: &Case,
@@ -122,26 +162,19 @@ fn check(
     let (rows, count) = (case.longest().div_ceil(64), segments.len() as u32);
     let heads = [heads, kv_heads].map(|heads| heads as u32);
     let grids = grids(head_dim, case.queries() as u32, heads, [rows, count]);
-    let writes = |part: &str| kernel == "attention_delta" || kernel.contains(part);
     // Both others need what the first one leaves.
-    let runs = |grid: &&Grid| grid.kernel == "attention_delta" || writes(part_of(grid.kernel));
+    let runs = |grid: &&Grid| ["attention_delta", kernel].contains(&grid.kernel);
     for grid in grids.iter().filter(runs) {
         card.run(grid, &params, order);
     }
     let written = [("_q_", params.dq), ("_kv_", params.dk), ("_kv_", params.dv)];
     for ((part, address), exact) in written.into_iter().zip(exact) {
-        if !writes(part) {
-            continue;
+        if kernel.contains(part) {
+            let found = card.bf16(address, exact.len());
+            // o, the probabilities and their gradients are rounded before the gradient itself is.
+            assert_near(&found, exact, 3.0, &format!("{kernel} {case:?} in {order:?}"));
         }
-        let found = card.bf16(address, exact.len());
-        // o, the probabilities and their gradients are rounded before the gradient itself is.
-        assert_near(&found, exact, 3.0, &format!("{case:?} in {order:?}"));
     }
-}
-
-/// Which side of the gradients a kernel is for, as its name says.
-fn part_of(kernel: &str) -> &'static str {
-    if kernel.contains("_q_") { "_q_" } else { "_kv_" }
 }
 
 /// The three kernels: for so many queries, heads of queries and of keys, tiles of the longest record, and

@@ -94,7 +94,7 @@ fn exercise(image: &str, kernel: &'static str) {
         "matmul" => matmul::exercise(kernel),
         "matmul_4bit" => matmul_4bit::exercise(kernel),
         "rmsnorm" => rmsnorm::check_all(kernel),
-        "sum_squares" => sum_squares::sums_are_those_of_f64_and_the_same_bits_in_every_order(),
+        "sum_squares" => sum_squares::check_all(kernel),
         other => panic!("nothing exercises {other}"),
     }
 }

@@ -37,10 +37,28 @@ mod rope;
 mod rows;
 mod sum_squares;
 
+use std::collections::BTreeSet;
+use std::env;
+use std::process::Command;
+
 use card::{Card, Grid, orders};
 use half::bf16;
 use near::assert_near;
 use qlora_train::device::{Act, Device, Dtype};
+use qlora_train::ffi::IMAGES;
+
+/// A kernel of an image that no test is named after would never run alone.
+#[test]
+fn every_kernel_has_tests_that_can_be_called_by_its_name() {
+    let list = ["kernels::", "--list", "--format", "terse"];
+    let listed = Command::new(env::current_exe().unwrap()).args(list).output().unwrap();
+    let listed = String::from_utf8(listed.stdout).unwrap();
+    let tests = listed.lines().filter_map(|line| line.strip_suffix(": test"));
+    let parts: BTreeSet<&str> = tests.flat_map(|test| test.split("::")).collect();
+    let kernels = IMAGES.iter().flat_map(|image| image.kernels).map(|kernel| kernel.name);
+    let missing: Vec<&str> = kernels.filter(|kernel| !parts.contains(kernel)).collect();
+    assert!(missing.is_empty(), "no tests of {missing:?}");
+}
 
 /// The CPU in f64, where it is what a kernel is held against.
 struct Exact(Device);
