@@ -237,15 +237,13 @@ fn check(case: &Case, o: &[f64], lse: &[f64], order: Order) {
         soft_cap: case.soft_cap.unwrap_or(0.0),
     };
     let blocks = [case.longest().div_ceil(64), heads as u32, segments.len() as u32];
-    card.run(&grid(head_dim, blocks), &params, order);
+    let grid = grid(head_dim, blocks);
+    card.run(&grid, &params, order);
     // Probabilities are rounded once more.
-    assert_near(&card.bf16(params.o, o.len()), o, 2.0, &format!("{case:?} in {order:?}"));
-    assert_within(
-        &card.f32(params.lse, lse.len()),
-        lse,
-        case.error_of_lse(),
-        &format!("{case:?}: lse"),
-    );
+    let what = format!("{}, {case:?} in {order:?}", grid.kernel);
+    assert_near(&card.bf16(params.o, o.len()), o, 2.0, heads * head_dim, &format!("o of {what}"));
+    let found = card.f32(params.lse, lse.len());
+    assert_within(&found, lse, case.error_of_lse(), heads, &format!("lse of {what}"));
 }
 
 /// The kernel for a head's width.

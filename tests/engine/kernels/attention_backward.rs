@@ -83,7 +83,8 @@ fn check_delta(kernel: &'static str) {
             let [grid, ..] = grids(head_dim, case.queries() as u32, [heads as u32, 1], [1, 1]);
             card.run(&grid, &params, order);
             let found = card.f32(params.delta, len);
-            assert_within(&found, &exact, bound, &format!("{kernel} {case:?} in {order:?}"));
+            let what = format!("{kernel}, {case:?} in {order:?}");
+            assert_within(&found, &exact, bound, heads, &what);
         }
     }
 }
@@ -167,12 +168,18 @@ fn check(
     for grid in grids.iter().filter(runs) {
         card.run(grid, &params, order);
     }
-    let written = [("_q_", params.dq), ("_kv_", params.dk), ("_kv_", params.dv)];
-    for ((part, address), exact) in written.into_iter().zip(exact) {
+    let (q_cols, k_cols) = case.columns();
+    let written = [
+        ("dq", "_q_", params.dq, q_cols),
+        ("dk", "_kv_", params.dk, k_cols),
+        ("dv", "_kv_", params.dv, k_cols),
+    ];
+    for ((name, part, address, cols), exact) in written.into_iter().zip(exact) {
         if kernel.contains(part) {
             let found = card.bf16(address, exact.len());
             // o, the probabilities and their gradients are rounded before the gradient itself is.
-            assert_near(&found, exact, 3.0, &format!("{kernel} {case:?} in {order:?}"));
+            let what = format!("{name} by {kernel}, {case:?} in {order:?}");
+            assert_near(&found, exact, 3.0, cols, &what);
         }
     }
 }

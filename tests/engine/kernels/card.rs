@@ -4,9 +4,7 @@
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Debug;
-use std::fs;
-use std::hash::{DefaultHasher, Hash, Hasher};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::LazyLock;
 
 use half::bf16;
@@ -16,7 +14,9 @@ use qlora_train::device::{self, Buf, Cpu, Device, Kernel, Queue, ScratchMemory};
 use qlora_train::error::Error;
 use qlora_train::ffi::IMAGES;
 
+use super::dump::{Copied, Ran};
 use super::faults::PLANTED;
+use super::near::assert_same;
 use crate::common;
 
 /// The images, parsed once.
@@ -55,28 +55,29 @@ pub(super) struct Card {
     pub(super) counters: Counters,
     /// The first block that runs, on an emulator.
     pub(super) first: [u32; 3],
-    /// What ran last, until it is known to be right.
+    /// Where what it was given and what it left goes if a number is wrong.
+    pub(super) dump: Option<PathBuf>,
+    /// What ran last.
     ran: Option<Ran>,
 }
 
 enum Memory {
-    Emulated(Box<DeviceMemory>),
-    Driver { device: Device, buffers: Vec<(u64, Buf<u8>)> },
-}
-
-/// What a kernel was given.
-struct Ran {
-    what: String,
-    before: Vec<(u64, Vec<u8>)>,
+    /// And where its buffers are, with their lengths.
+    Emulated(Box<DeviceMemory>, Vec<(u64, usize)>),
+    Driver {
+        device: Device,
+        buffers: Vec<(u64, Buf<u8>)>,
+    },
 }
 
 impl Card {
     pub(super) fn new() -> Self {
         let memory = match common::is_on_a_driver() {
             true => Memory::Driver { device: DEVICE.clone(), buffers: Vec::new() },
-            false => Memory::Emulated(Box::new(DeviceMemory::new(64 << 20))),
+            false => Memory::Emulated(Box::new(DeviceMemory::new(64 << 20)), Vec::new()),
         };
-        Self { memory, counters: Counters::default(), first: [0; 3], ran: None }
+        let dump = std::env::var_os("TEST_DUMP").map(PathBuf::from);
+        Self { memory, counters: Counters::default(), first: [0; 3], dump, ran: None }
     }
 
     /// The address of a copy of `bytes`.
@@ -89,7 +90,11 @@ impl Card {
     /// The address of `len` bytes that nobody wrote; on a driver, of bytes that are no numbers.
     pub(super) fn alloc(&mut self, len: usize) -> u64 {
         match &mut self.memory {
-            Memory::Emulated(memory) => memory.alloc(len).unwrap(),
+            Memory::Emulated(memory, buffers) => {
+                let address = memory.alloc(len).unwrap();
+                buffers.push((address, len));
+                address
+            }
             Memory::Driver { device, buffers } => {
                 let mut buffer = device.alloc("test", len).unwrap();
                 device.upload(&vec![0xff_u8; len], &mut buffer);
@@ -102,7 +107,7 @@ impl Card {
 
     fn write(&mut self, address: u64, bytes: &[u8]) {
         match &mut self.memory {
-            Memory::Emulated(memory) => memory.write(address, bytes),
+            Memory::Emulated(memory, _) => memory.write(address, bytes),
             Memory::Driver { device, buffers } => {
                 let found = buffers.iter_mut().find(|(start, _)| *start == address);
                 device.upload(bytes, &mut found.expect("a buffer begins there").1);
@@ -112,13 +117,13 @@ impl Card {
 
     pub(super) fn read(&self, address: u64, len: usize) -> Vec<u8> {
         match &self.memory {
-            Memory::Emulated(memory) => memory.read(address, len),
+            Memory::Emulated(memory, _) => memory.read(address, len),
             Memory::Driver { device, buffers } => {
                 let holds = |(start, buffer): &&(u64, Buf<u8>)| {
                     (*start..start + buffer.len() as u64).contains(&address)
                 };
                 let (start, buffer) = buffers.iter().find(holds).expect("a buffer holds it");
-                let bytes = all(device, buffer);
+                let bytes = all(device, buffer).unwrap();
                 let from = (address - start) as usize;
                 bytes[from..from + len].to_vec()
             }
@@ -153,6 +158,9 @@ impl Card {
             })
         });
         if is_planted.is_none() {
+            if self.dump.is_some() {
+                self.keep(grid, params);
+            }
             let before = self.emulated().digest();
             let findings = self.emulate(&MODULES[grid.image], grid, params, order);
             assert_eq!(findings, [], "{} in {order:?}", grid.kernel);
@@ -162,7 +170,7 @@ impl Card {
 
     fn emulated(&mut self) -> &mut DeviceMemory {
         match &mut self.memory {
-            Memory::Emulated(memory) => memory,
+            Memory::Emulated(memory, _) => memory,
             Memory::Driver { .. } => panic!("a driver's memory is not emulated"),
         }
     }
@@ -212,18 +220,27 @@ impl Card {
 
     /// Runs a kernel on the driver, once more on the same memory, and compares the bits.
     fn run_twice<P: Copy + PartialEq + Debug>(&mut self, grid: &Grid, params: &P) {
-        let before = self.contents();
-        let left = [(); 2].map(|()| {
-            for (address, bytes) in &before {
+        let before = self.keep(grid, params);
+        let [once, again] = [(); 2].map(|()| {
+            for Copied { address, bytes } in &before {
                 self.write(*address, bytes);
             }
             self.launch(grid, params);
-            self.contents()
+            self.contents().unwrap()
         });
+        for (once, again) in once.iter().zip(&again) {
+            let what = format!("{} again, the buffer at {:#x}", grid.kernel, once.address);
+            assert_same(&again.bytes, &once.bytes, BYTES_OF_A_LINE, &what);
+        }
+    }
+
+    /// Remembers what a kernel is given, which is returned.
+    fn keep<P: Debug>(&mut self, grid: &Grid, params: &P) -> Vec<Copied> {
+        let before = self.contents().unwrap();
         let Grid { kernel, blocks, .. } = grid;
         let what = format!("{kernel} over {blocks:?} blocks, {params:x?}");
-        assert!(left[0] == left[1], "{what} leaves other bits the second time");
-        self.ran = Some(Ran { what, before });
+        self.ran = Some(Ran { what, before: before.clone() });
+        before
     }
 
     fn launch<P: Copy + PartialEq + Debug>(&self, grid: &Grid, params: &P) {
@@ -237,51 +254,41 @@ impl Card {
         device.synchronize().unwrap_or_else(|error| panic!("{}: {error}", grid.kernel));
     }
 
-    /// All memory, by address.
-    fn contents(&self) -> Vec<(u64, Vec<u8>)> {
-        let Memory::Driver { device, buffers } = &self.memory else { return Vec::new() };
-        buffers.iter().map(|(address, buffer)| (*address, all(device, buffer))).collect()
+    /// All memory, unless the device is lost.
+    fn contents(&self) -> Result<Vec<Copied>, Error> {
+        match &self.memory {
+            Memory::Emulated(memory, buffers) => {
+                let copied = |&(address, len)| Copied { address, bytes: memory.read(address, len) };
+                Ok(buffers.iter().map(copied).collect())
+            }
+            Memory::Driver { device, buffers } => {
+                let copied = |(address, buffer): &(u64, Buf<u8>)| {
+                    Ok(Copied { address: *address, bytes: all(device, buffer)? })
+                };
+                buffers.iter().map(copied).collect()
+            }
+        }
     }
 }
 
 /// A test that fails leaves what the kernel was given and what it made of it, where somebody wants to see it.
 impl Drop for Card {
     fn drop(&mut self) {
-        let folder = std::env::var_os("TEST_DUMP").map(PathBuf::from);
-        if let (true, Some(folder), Some(ran)) = (std::thread::panicking(), folder, &self.ran) {
+        if let (true, Some(folder), Some(ran)) = (std::thread::panicking(), &self.dump, &self.ran) {
             // The failure itself is told anyway.
-            let _ = dump(&folder, ran, &self.contents());
+            let _ = ran.dump(folder, &self.contents().unwrap_or_default());
         }
     }
 }
 
-/// Bytes of a failure that are written at most.
-const DUMPED: usize = 16 << 20;
+/// Bytes are told as rows of so many.
+const BYTES_OF_A_LINE: usize = 16;
 
-fn dump(folder: &Path, ran: &Ran, after: &[(u64, Vec<u8>)]) -> std::io::Result<()> {
-    let mut hasher = DefaultHasher::new();
-    ran.what.hash(&mut hasher);
-    let kernel = ran.what.split(' ').next().unwrap_or_default();
-    let folder = folder.join(format!("{kernel}-{:016x}", hasher.finish()));
-    fs::create_dir_all(&folder)?;
-    let (mut index, mut room) = (format!("{}\n", ran.what), DUMPED);
-    for (when, contents) in [("before", ran.before.as_slice()), ("after", after)] {
-        for (address, bytes) in contents {
-            let name = format!("{address:x}-{when}");
-            let kept = bytes.len().min(room);
-            room -= kept;
-            fs::write(folder.join(&name), &bytes[..kept])?;
-            index += &format!("{name}: {kept} of {} bytes\n", bytes.len());
-        }
-    }
-    fs::write(folder.join("index.txt"), index)
-}
-
-fn all(device: &Device, buffer: &Buf<u8>) -> Vec<u8> {
+fn all(device: &Device, buffer: &Buf<u8>) -> Result<Vec<u8>, Error> {
     let mut bytes = vec![0; buffer.len()];
     device.download(buffer, &mut bytes);
-    device.synchronize().unwrap();
-    bytes
+    device.synchronize()?;
+    Ok(bytes)
 }
 
 /// The driver's card, opened once.
@@ -313,17 +320,4 @@ unsafe impl<P: Copy + PartialEq + Debug> Kernel for Alone<P> {
 thread_local! {
     /// What kernels have left: by name, arguments, and what was there before.
     static LEFT: RefCell<HashMap<String, u64>> = RefCell::default();
-}
-
-#[test]
-fn a_failure_leaves_inputs_and_outputs_in_files() {
-    let folder = tempfile::tempdir().unwrap();
-    let ran = Ran { what: "rope over [1, 1, 1] blocks".to_owned(), before: vec![(16, vec![1, 2])] };
-    dump(folder.path(), &ran, &[(16, vec![3, 4])]).unwrap();
-    let dumped = fs::read_dir(folder.path()).unwrap().next().unwrap().unwrap().path();
-    assert!(dumped.file_name().unwrap().to_str().unwrap().starts_with("rope-"));
-    let index = fs::read_to_string(dumped.join("index.txt")).unwrap();
-    let expected = "rope over [1, 1, 1] blocks\n10-before: 2 of 2 bytes\n10-after: 2 of 2 bytes\n";
-    assert_eq!(index, expected);
-    assert_eq!(fs::read(dumped.join("10-after")).unwrap(), [3, 4]);
 }

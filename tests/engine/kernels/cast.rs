@@ -3,6 +3,7 @@
 use half::bf16;
 use qlora_train::ffi::Cast;
 
+use super::near::assert_same;
 use super::{Card, Grid, f32_bytes, orders};
 
 /// Numbers that are rounded down, up, to even, to infinity, and none.
@@ -43,15 +44,14 @@ fn check((rows, cols, gap): (usize, usize, usize), from_wide: bool, to_wide: boo
         let (image, kernel) = ("cast", "cast");
         card.run(&Grid { image, kernel, blocks, threads: 256, shared_bytes: 0 }, &params, order);
         let found = if to_wide { card.f32(params.to, len) } else { card.bf16(params.to, len) };
-        for (i, found) in found.iter().enumerate() {
-            let inside = i % (cols + gap) < cols;
-            let expected = match (inside, to_wide) {
-                (true, true) => stored[i],
-                (true, false) => rounded(stored[i]),
-                (false, true) => f32::from_bits(0x1111_1111),
-                (false, false) => bf16::from_bits(0x1111).to_f32(),
-            };
-            assert!(found.to_bits() == expected.to_bits(), "{i}: {found}, not {expected}");
-        }
+        let expected = |i: usize| match (i % (cols + gap) < cols, to_wide) {
+            (true, true) => stored[i],
+            (true, false) => rounded(stored[i]),
+            (false, true) => f32::from_bits(0x1111_1111),
+            (false, false) => bf16::from_bits(0x1111).to_f32(),
+        };
+        let expected: Vec<f32> = (0..len).map(expected).collect();
+        let what = format!("cast in {order:?}, from wide: {from_wide}, to wide: {to_wide}");
+        assert_same(&found, &expected, cols + gap, &what);
     }
 }

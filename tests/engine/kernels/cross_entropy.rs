@@ -2,6 +2,7 @@
 
 use qlora_train::ffi::CrossEntropy;
 
+use super::near::assert_same;
 use super::{Card, Grid, assert_near, f32_bytes, numbers, orders};
 
 const SCALE: f32 = 0.125;
@@ -62,13 +63,18 @@ fn check((rows, vocabulary): (usize, usize), soft_cap: f32, has_gradient: bool) 
             // Of exponents up to 24 log2(e), the last place is 2⁻¹⁹; it is the error of each exponential, which
             // the approximation adds 2⁻²² to, and of the logarithm of their sum. A loss has two such errors.
             let bound = 4.0 * 2.0_f64.powi(-19) * loss.max(1.0);
-            assert!(error <= bound, "{vocabulary}: loss {} for {loss}", losses[row]);
+            let what =
+                format!("cross_entropy, {rows} x {vocabulary}, cap {soft_cap}: loss of row {row}");
+            assert!(error <= bound, "{what}: {}, not {loss} ± {bound:e}", losses[row]);
             let start = params.logits + (row * vocabulary * 4) as u64;
             if has_gradient {
-                assert_near(&card.bf16(start, vocabulary), &gradient, 1.01, "gradient");
+                let what =
+                    format!("gradient of row {row} of {rows} x {vocabulary}, cap {soft_cap}");
+                assert_near(&card.bf16(start, vocabulary), &gradient, 1.01, vocabulary, &what);
             } else {
                 let left = card.f32(start, vocabulary);
-                assert_eq!(left, logits[row * vocabulary..][..vocabulary], "logits stay");
+                let given = &logits[row * vocabulary..][..vocabulary];
+                assert_same(&left, given, vocabulary, "logits that should stay");
             }
         }
     }

@@ -4,6 +4,7 @@ use half::bf16;
 use qlora_train::ffi::Dequantize;
 use qlora_train::quant::{self, Kind};
 
+use super::near::assert_same;
 use super::{Card, Grid, f32_bytes, orders};
 
 fn grid(values: usize) -> Grid {
@@ -69,6 +70,7 @@ fn check(kind: Kind, values: usize, scales: &[f32], nested: Option<quant::Double
         let found = card.read(params.out, values * 2);
         let found = found.chunks_exact(2);
         let found: Vec<bf16> = found.map(|b| bf16::from_le_bytes([b[0], b[1]])).collect();
-        assert!(found == expected, "{kind:?}, {values} values, nested: {}", nested.is_some());
+        let what = format!("dequantize, {kind:?} in {order:?}, nested: {}", nested.is_some());
+        assert_same(&found, &expected, 64, &what);
     }
 }

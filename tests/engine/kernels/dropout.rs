@@ -6,6 +6,7 @@ use qlora_train::ffi::Dropout;
 use qlora_train::ops::Write;
 use qlora_train::ops::dropout::{Draw, dropout};
 
+use super::near::assert_same;
 use super::{Card, Grid, bf16_bytes, numbers, orders};
 
 const P: f32 = 0.3;
@@ -51,7 +52,8 @@ fn the_mask_is_that_of_the_cpu() {
                 let grid = Grid { image, kernel, blocks, threads: 256, shared_bytes: 0 };
                 card.run(&grid, &params, order);
                 let found = card.bf16(params.out, rows * cols);
-                assert!(found == expected, "{rows} x {cols}, {write:?} in {order:?}");
+                let what = format!("dropout, {rows} x {cols}, {write:?} in {order:?}");
+                assert_same(&found, &expected, cols, &what);
             }
         }
     }

@@ -79,12 +79,15 @@ fn check(kind: Kind, kernel: &'static str, across: bool, shape: (usize, usize, u
     };
     let exact: Vec<f64> = (0..m * n).map(|at| exact(at / n, at % n)).collect();
     for order in orders() {
-        let found = run(kind, (kernel, across), shape, &weight, [&x, &xa, &b], order);
-        assert_near(&found, &exact, 1.01, &format!("{kernel} of {kind:?} {shape:?} in {order:?}"));
+        let mut card = Card::new();
+        let found = run(&mut card, kind, (kernel, across), shape, &weight, [&x, &xa, &b], order);
+        let what = format!("{kernel}, {kind:?} {shape:?} in {order:?}");
+        assert_near(&found, &exact, 1.01, n, &what);
     }
 }
 
 fn run(
+    card: &mut Card,
     kind: Kind,
     (kernel, across): (&'static str, bool),
     (m, n, k, rank): (usize, usize, usize, usize),
@@ -92,7 +95,6 @@ fn run(
     [x, xa, b]: [&[f32]; 3],
     order: Order,
 ) -> Vec<f32> {
-    let mut card = Card::new();
     let mut given = |numbers: &[f32]| match numbers {
         [] => 0,
         _ => card.upload(&bf16_bytes(numbers)),

@@ -1,6 +1,6 @@
 //! The CUDA kernels, against the CPU or f64 on both sides of every edge: executed by an emulator in three
 //! orders of warps and blocks, checked, or by a driver, twice each. Files: one for each operation; `card.rs` has
-//! how a kernel is run, `near.rs` how numbers are compared.
+//! how a kernel is run, `near.rs` how numbers are compared, `dump.rs` what is written of a failure.
 
 /// A test for each kernel of an image, so that each can be a process of its own.
 macro_rules! for_each_kernel {
@@ -25,6 +25,7 @@ mod cast;
 mod cross_entropy;
 mod dequantize;
 mod dropout;
+mod dump;
 mod embedding;
 mod far;
 mod faults;

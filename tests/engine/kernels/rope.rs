@@ -49,7 +49,8 @@ fn heads_are_turned_by_the_angle_of_their_token_and_back() {
                     }
                 }
                 let found = card.bf16(params.x, rows * stride);
-                assert_near(&found, &exact, 1.01, &format!("{rows} x {heads} x {head_dim}"));
+                let what = format!("rope, {rows} x {heads} x {head_dim}, backward: {backward}");
+                assert_near(&found, &exact, 1.01, stride, &what);
             }
         }
     }

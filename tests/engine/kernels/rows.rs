@@ -4,6 +4,7 @@ use half::bf16;
 use ptx_emu::Order;
 use qlora_train::ffi::Rows;
 
+use super::near::assert_same;
 use super::{Card, Grid, bf16_bytes, numbers, orders};
 
 /// Which rows of the spread matrix the packed ones are, and the shapes of both.
@@ -76,6 +77,7 @@ fn check(kernel: &'static str, case: &Case, order: Order) {
     let grid = Grid { image: "rows", kernel, blocks, threads: 128, shared_bytes: 0 };
     card.run(&grid, &params, order);
     let [near, far] = case.expected(kernel);
-    assert_eq!(card.bf16(packed, near.len()), near, "{kernel}");
-    assert_eq!(card.bf16(spread, far.len()), far, "{kernel}");
+    let what = |matrix: &str| format!("{matrix} rows after {kernel} in {order:?}");
+    assert_same(&card.bf16(packed, near.len()), &near, case.packed_stride, &what("packed"));
+    assert_same(&card.bf16(spread, far.len()), &far, case.spread_stride, &what("spread"));
 }
