@@ -7,8 +7,9 @@
 For each shape a store of four-bit weights is made in FOLDER (35 GB for 70b), and micro-batches of random tokens
 train an adapter of rank 8 for it, within the budget. Printed, as a Markdown table: the size of the store, the
 bytes of it that were read, the largest resident set of the process as the system saw it, the peak of what was
-planned and taken on the device, and the speed of the last step. A shape that the disk has no room for is said to
-be left out. With --keep the stores stay, and are used again; with --json FILE the numbers go there, too.
+planned and taken on the device, and the speed of the steps from the third on, or of the last one if there are no
+more. A shape that the disk has no room for is said to be left out. With --keep the stores stay, and are used again;
+with --json FILE the numbers go there, too, and with --profile FILE the timeline of the run.
 """
 
 import argparse
@@ -24,6 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # hidden, feed-forward, layers, heads, key-value heads, vocabulary
 SHAPES = {
+    "toy": (64, 128, 2, 2, 1, 128),
     "tiny": (256, 512, 3, 4, 2, 512),
     "1.1b": (2048, 5632, 22, 32, 4, 32000),
     "7b": (4096, 11008, 32, 32, 32, 32000),
@@ -46,9 +48,15 @@ def main():
     arguments.add_argument("--steps", type=int, default=1)
     arguments.add_argument("--program", default=str(ROOT / "target/release/qlora-train"))
     arguments.add_argument("--json", type=Path)
+    arguments.add_argument("--profile", type=Path)
     arguments.add_argument("--keep", action="store_true")
+    arguments.add_argument("--only-make", action="store_true", help="make the stores, keep them and train nothing")
     arguments = arguments.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
+    if arguments.only_make:
+        for name in arguments.shapes.split(","):
+            make(name, arguments)
+        return
     print(f"| {' | '.join(COLUMNS)} |\n|{' --- |' * len(COLUMNS)}")
     found = []
     for name in arguments.shapes.split(","):
@@ -79,9 +87,7 @@ def tried(name, arguments):
     if not store.exists():
         if needs > free:
             return {"shape": name, "needs": needs, "free": free}
-        config = arguments.folder / f"{name}.json"
-        config.write_text(json.dumps(config_of(name)))
-        run(arguments, ["quantize", "--synthetic", config, "--output", store])
+        make(name, arguments)
     try:
         return measured(name, store, arguments)
     finally:
@@ -89,26 +95,38 @@ def tried(name, arguments):
             shutil.rmtree(store)
 
 
+def make(name, arguments):
+    config = arguments.folder / f"{name}.json"
+    config.write_text(json.dumps(config_of(name)))
+    run(arguments, ["quantize", "--synthetic", config, "--output", arguments.folder / name])
+
+
 def measured(name, store, arguments):
     output, data = arguments.folder / f"{name}-adapter", arguments.folder / "data.jsonl"
     records = 2 * arguments.micro_batches
     data.write_text("".join(record(i, arguments.tokens, SHAPES[name][5]) for i in range(records)))
     shutil.rmtree(output, ignore_errors=True)
-    command = [store, data, "--output-dir", output, "--device", arguments.device, "--weights", arguments.weights]
-    command += ["--memory-budget", arguments.budget, "--optimizer", "adamw-8bit", "--lora-r", "8", "--no-packing"]
-    command += ["--max-steps", str(arguments.steps), "--grad-accum", str(arguments.micro_batches)]
-    command += ["--seq-len", str(arguments.tokens)]
-    resident = run(arguments, command)
+    how = ["--device", arguments.device, "--weights", arguments.weights, "--memory-budget", arguments.budget]
+    how += ["--optimizer", "adamw-8bit", "--lora-r", "8", "--no-packing", "--seq-len", str(arguments.tokens)]
+    how += ["--max-steps", str(arguments.steps), "--grad-accum", str(arguments.micro_batches)]
+    profile = ["--profile", arguments.profile] if arguments.profile else []
+    resident = run(arguments, [store, data, "--output-dir", output, *how, *profile])
     lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-    step, summary = [line for line in lines if "step_seconds" in line][-1], lines[-1]
+    steps, summary = [line for line in lines if "step_seconds" in line], lines[-1]
+    # The first two steps make what the others use again.
+    timed = steps[2:] or steps[-1:]
+    seconds = sum(step["step_seconds"] for step in timed) / len(timed)
     shutil.rmtree(output)
     size, read = (store / "model.safetensors").stat().st_size, summary.get("weight_bytes_read")
     twice = 2 * arguments.steps * (size - tables(name))
     return {
         "shape": name, "parameters": parameters(name), "store": size, "read": read,
         "share": read and read / twice, "resident": resident, "peak": summary["peak_memory_bytes"],
-        "tokens_per_second": step["tokens_per_second"], "step_seconds": step["step_seconds"], "loss": step["loss"],
+        "tokens_per_second": arguments.tokens * arguments.micro_batches / seconds, "step_seconds": seconds,
+        "loss": steps[-1]["loss"], "losses": [step["loss"] for step in steps],
+        "grad_norms": [step["grad_norm"] for step in steps],
         "device": arguments.device, "weights": arguments.weights, "budget": arguments.budget,
+        "keeps": kept(arguments, [store, *how]),
         "tokens": arguments.tokens, "micro_batches": arguments.micro_batches,
     }
 
@@ -121,6 +139,13 @@ def run(arguments, command):
     if status != 0:
         raise SystemExit(f"{' '.join(command)}: status {status}")
     return usage.ru_maxrss * 1024
+
+
+def kept(arguments, command):
+    """What layers keep for the way back, by the plan of the same run: everything, some or inputs."""
+    command = [arguments.program, "plan", *map(str, command), "--json"]
+    planned = subprocess.run(command, stdout=subprocess.PIPE, stderr=sys.stderr)
+    return json.loads(planned.stdout)["choices"]["keep"] if planned.returncode == 0 else None
 
 
 def tables(name):

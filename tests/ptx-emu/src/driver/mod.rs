@@ -24,6 +24,8 @@
 //! | `PTX_EMU_GRAPHS` | how many graphs there is room for | 1 million |
 //! | `PTX_EMU_GRAPH_UPDATES` | how many nodes of graphs can be changed, all in all | 1 million |
 //! | `PTX_EMU_GRAPH_BYTES` | bytes of device memory that a graph takes | 64 KiB |
+//! | `PTX_EMU_HANGS` | a kernel whose launch never ends: only a signal ends the program | none |
+//! | `PTX_EMU_SPOILS` | a kernel whose launch loses the device | none |
 //!
 //! A graph is a chain of kernels: one that is launched after the other. `ptx_emu_counts` tells how often a
 //! program launched kernels and graphs, how often it let the card stand still, and what it loaded. Machine
@@ -79,6 +81,8 @@ struct Card {
     graphs: usize,
     graph_updates: usize,
     graph_bytes: usize,
+    hangs: Option<String>,
+    spoils: Option<String>,
 }
 
 impl Card {
@@ -97,6 +101,8 @@ impl Card {
             graphs: variable("PTX_EMU_GRAPHS", 1_000_000),
             graph_updates: variable("PTX_EMU_GRAPH_UPDATES", 1_000_000),
             graph_bytes: variable("PTX_EMU_GRAPH_BYTES", 64 << 10),
+            hangs: std::env::var("PTX_EMU_HANGS").ok(),
+            spoils: std::env::var("PTX_EMU_SPOILS").ok(),
         }
     }
 

@@ -314,6 +314,13 @@ impl Driver {
         let function = self.functions.get(grid.function).ok_or(INVALID_VALUE)?;
         let module = &self.modules[function.module];
         let kernel = &module.kernels[function.kernel];
+        if self.card.hangs.as_ref() == Some(&kernel.name) {
+            never_end(&kernel.name);
+        }
+        if self.card.spoils.as_ref() == Some(&kernel.name) {
+            let what = format!("kernel {}: spoiled, as PTX_EMU_SPOILS asks", kernel.name);
+            return self.lose(what);
+        }
         let launch = Launch {
             module,
             kernel,
@@ -333,5 +340,13 @@ impl Driver {
         }
         let what = format!("kernel {}: {}", kernel.name, findings.join("; "));
         self.lose(what)
+    }
+}
+
+/// What a program sees of a kernel that loops for ever: a call that does not come back.
+fn never_end(kernel: &str) -> ! {
+    complain(&format!("kernel {kernel}: hangs, as PTX_EMU_HANGS asks"));
+    loop {
+        std::thread::park();
     }
 }
