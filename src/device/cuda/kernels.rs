@@ -25,7 +25,7 @@ const MUCH_SHARED: usize = 16 << 10;
 
 /// All kernels, loaded.
 pub(super) struct Kernels {
-    functions: HashMap<&'static str, Function>,
+    functions: Functions,
     /// How they were loaded.
     pub(super) loaded: Loaded,
 }
@@ -66,6 +66,8 @@ pub struct Resources {
     pub binary_version: i32,
 }
 
+type Functions = HashMap<&'static str, Function>;
+
 impl Kernels {
     /// Loads them all.
     ///
@@ -73,34 +75,15 @@ impl Kernels {
     /// [`Error::Device`]: the driver takes neither machine code nor PTX.
     pub(super) fn load(context: &Arc<CudaContext>, card: &Card) -> Result<Self, Error> {
         let begun = Instant::now();
-        let (mut functions, mut loaded) = (HashMap::new(), Loaded::by_driver());
-        match module_for(card.capability)
-            .map(|module| (module.target, load_module(context, module)))
-        {
-            Some((target, Ok(module))) => {
-                loaded.target = Some(target);
-                let kernels = IMAGES.iter().flat_map(|image| image.kernels);
-                add(&mut functions, &module, kernels)
-                    .map_err(|error| unusable(card.ordinal, told(error)))?;
-            }
-            Some((target, Err(why))) => loaded.refused = Some(format!("{target}: {why}")),
-            None => (),
-        }
-        if loaded.target.is_none() {
-            for image in IMAGES {
-                let compiled = compile(context, image);
-                let added = compiled.and_then(|module| {
-                    add(&mut functions, &module, image.kernels.iter()).map_err(told)
-                });
-                added.map_err(|why| {
-                    let what =
-                        format!("the driver does not take the kernels of {}: {why}", image.name);
-                    unusable(card.ordinal, what)
-                })?;
-            }
-        }
-        loaded.time = begun.elapsed();
-        Ok(Self { functions, loaded })
+        let machine_code = module_for(card.capability)
+            .map(|module| (module.target, functions_of_module(context, module)));
+        let compiled = || functions_of_images(context).map_err(|why| unusable(card.ordinal, why));
+        let (functions, target, refused) = match machine_code {
+            Some((target, Ok(functions))) => (functions, Some(target), None),
+            Some((target, Err(why))) => (compiled()?, None, Some(format!("{target}: {why}"))),
+            None => (compiled()?, None, None),
+        };
+        Ok(Self { functions, loaded: Loaded { target, refused, time: begun.elapsed() } })
     }
 
     /// The kernel `name`, which is one of those in [`IMAGES`].
@@ -115,12 +98,6 @@ impl Kernels {
     }
 }
 
-impl Loaded {
-    fn by_driver() -> Self {
-        Self { target: None, refused: None, time: Duration::ZERO }
-    }
-}
-
 /// The module whose machine code a card of `capability` runs: that of the same major number with the highest
 /// minor number that is not above its own. The parts of a system on a chip (8.7) are none of them.
 fn module_for(capability: (i32, i32)) -> Option<&'static Module> {
@@ -131,8 +108,25 @@ fn module_for(capability: (i32, i32)) -> Option<&'static Module> {
     MODULES.iter().rev().find(fits).filter(|_| capability != (8, 7))
 }
 
-fn load_module(context: &Arc<CudaContext>, module: &Module) -> Result<Arc<CudaModule>, String> {
-    context.load_module(Ptx::from_binary(unpack(module))).map_err(told)
+/// All kernels, from machine code.
+fn functions_of_module(context: &Arc<CudaContext>, module: &Module) -> Result<Functions, String> {
+    let loaded = context.load_module(Ptx::from_binary(unpack(module))).map_err(told)?;
+    let kernels = IMAGES.iter().flat_map(|image| image.kernels);
+    kernels.map(|kernel| Ok((kernel.name, Function::of(&loaded, kernel).map_err(told)?))).collect()
+}
+
+/// All kernels, from PTX.
+fn functions_of_images(context: &Arc<CudaContext>) -> Result<Functions, String> {
+    let mut functions = Functions::new();
+    for image in IMAGES {
+        let why = |why| format!("the driver does not take the kernels of {}: {why}", image.name);
+        let module = compile(context, image).map_err(why)?;
+        for kernel in image.kernels {
+            let function = Function::of(&module, kernel).map_err(|error| why(told(error)))?;
+            functions.insert(kernel.name, function);
+        }
+    }
+    Ok(functions)
 }
 
 /// The machine code of a module, as a driver takes it.
@@ -181,13 +175,9 @@ fn log_of(image: &Image) -> Option<String> {
     Some(lines.join("; ")).filter(|log| !log.is_empty())
 }
 
-/// Adds kernels of a module, each allowed the shared memory that its blocks have.
-fn add(
-    functions: &mut HashMap<&'static str, Function>,
-    module: &Arc<CudaModule>,
-    kernels: impl Iterator<Item = &'static Kernel>,
-) -> Result<(), DriverError> {
-    for kernel in kernels {
+impl Function {
+    /// A kernel of a module, allowed the shared memory that its blocks have.
+    fn of(module: &Arc<CudaModule>, kernel: &'static Kernel) -> Result<Self, DriverError> {
         let function = module.load_function(kernel.name)?;
         let shared = kernel.shared as i32;
         function
@@ -197,12 +187,9 @@ fn add(
             // A hint, in percent.
             function.set_attribute(carveout, 100)?;
         }
-        functions.insert(kernel.name, Function { function, kernel });
+        Ok(Self { function, kernel })
     }
-    Ok(())
-}
 
-impl Function {
     fn resources(&self) -> Result<Resources, DriverError> {
         let Self { function, kernel } = self;
         let Kernel { name, threads, shared } = **kernel;
