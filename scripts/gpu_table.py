@@ -8,6 +8,7 @@ and how they ended; each has what it said in NAME.txt beside its results.
 
 import json
 import os
+import re
 import statistics
 import sys
 from pathlib import Path
@@ -52,21 +53,27 @@ def read(path):
 
 
 def read_json(path, otherwise=None):
-    """A file that is not there or not whole is as good as an empty one."""
+    return parsed(read(path), otherwise)
+
+
+def parsed(text, otherwise=None):
+    """A text that is not there or not whole is as good as an empty one."""
     try:
-        return json.loads(read(path))
+        return json.loads(text)
     except ValueError:
         return {} if otherwise is None else otherwise
 
 
-def rows(path):
-    return [line.split("\t") for line in read(path).splitlines() if line]
+def rows(path, columns):
+    """Lines of a table; one that is being written is not there yet."""
+    lines = [line.split("\t") for line in read(path).splitlines()]
+    return [line for line in lines if len(line) == columns]
 
 
 def steps(folder):
     """Name by name as planned; of the lines of a name, the last one counts."""
     found = {}
-    for name, outcome, seconds, limit in rows(folder / "steps.tsv"):
+    for name, outcome, seconds, limit in rows(folder / "steps.tsv", 4):
         found[name] = {"outcome": outcome, "seconds": int(seconds), "limit": int(limit)}
     for name, step in found.items():
         if step["outcome"] not in ("passed", "not reached"):
@@ -90,7 +97,7 @@ def reason(told):
 
 def kernels(folder):
     """Outcome of each test of a kernel, in the order of the list."""
-    ended = {row[0]: row[1:] for row in rows(folder / "kernels.tsv")}
+    ended = {row[0]: row[1:] for row in rows(folder / "kernels.tsv", 4)}
     return [kernel(folder, name, ended.get(name)) for name in read(folder / "kernels.list").split()]
 
 
@@ -180,26 +187,21 @@ def predictions(path, device):
     """Seconds that were predicted of each case, on the card whose name is part of the device's."""
     found = {}
     for line in read(path).splitlines():
-        prediction = json.loads(line)
-        for card, seconds in prediction["seconds"].items():
+        prediction = parsed(line)
+        for card, seconds in prediction.get("seconds", {}).items():
             if card.lower() in device.lower():
                 found[prediction["case"]] = seconds
     return found
 
 
+# A row of the table of `--profile`: name, calls, seconds and share of the run.
+PROFILED = re.compile(r"^  (\S.*?) +([\d,]+) +(\d+\.\d{3}) +\d+\.\d", re.MULTILINE)
+
+
 def profile(told):
-    """The table that the program prints: name, calls and seconds of each operation."""
-    lines = told.split("\nprofile ", 1)[-1].splitlines()[1:] if "\nprofile " in f"\n{told}" else []
-    found = []
-    for line in lines:
-        cells = line.split()
-        if not line.startswith("  ") or line.startswith("  products:"):
-            break
-        numbers = [place for place, cell in enumerate(cells) if cell.replace(",", "").replace(".", "").isdigit()]
-        first = next(place for place in numbers if all(later in numbers for later in range(place, len(cells))))
-        found.append({"name": " ".join(cells[:first]), "calls": int(cells[first].replace(",", "")),
-                      "seconds": float(cells[first + 1])})
-    return found
+    _, _, behind = told.partition("\nprofile ")
+    return [{"name": name, "calls": int(calls.replace(",", "")), "seconds": float(seconds)}
+            for name, calls, seconds in PROFILED.findall(behind)]
 
 
 # ---- how it looks ----------------------------------------------------------------------------------------------------

@@ -20,13 +20,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 EMULATOR = Path(sys.argv[1]).resolve()
 
-# The test of the sums of squares.
-SUMS = "sums_are_those_of_f64_and_the_same_bits_in_every_order"
-
 # A model that the emulator trains in seconds, three kernels, and launches that are not looked into.
 SMALL = {
     "GPU_CHECK_FLAGS": "--test", "GPU_CHECK_SHAPE": "toy", "GPU_CHECK_TOKENS": "16",
-    "GPU_CHECK_BUDGETS": "128MiB 65976KiB 128MiB", "GPU_CHECK_KERNELS": f"::(rmsnorm|rmsnorm_backward|{SUMS})$",
+    "GPU_CHECK_BUDGETS": "128MiB 65976KiB 128MiB", "GPU_CHECK_KERNELS": "::(rmsnorm|rmsnorm_backward|sum_squares)$",
     "PTX_EMU_CHECKED": "0", "GPU_CHECK_KERNEL_SECONDS": "40",
 }
 
@@ -83,14 +80,14 @@ def nothing_is_seeded_but_torch_is_not_there():
 def a_kernel_hangs():
     run = Run("kernels", "bench", PTX_EMU_HANGS="rmsnorm", GPU_CHECK_KERNEL_SECONDS="4",
               GPU_CHECK_FLAGS="--test --only rmsnorm").wait()
-    expect(run.kernels() == {"rmsnorm": "hung", "rmsnorm_backward": "proven", SUMS: "proven"}, run)
+    expect(run.kernels() == {"rmsnorm": "hung", "rmsnorm_backward": "proven", "sum_squares": "proven"}, run)
     expect(run.failed_cases() == ["rmsnorm forward/64x128"] and len(run.found["cases"]) == 2, run)
     expect("not done within" in run.table and "no end within" in run.table, run)
 
 
 def a_kernel_loses_the_device():
     run = Run("kernels", "bench", PTX_EMU_SPOILS="sum_squares").wait()
-    expect(run.kernels() == {"rmsnorm": "proven", "rmsnorm_backward": "proven", SUMS: "failed"}, run)
+    expect(run.kernels() == {"rmsnorm": "proven", "rmsnorm_backward": "proven", "sum_squares": "failed"}, run)
     bad = [f"launches/32 {how}" for how in ("one by one", "gathered")] + ["sum of squares/16384"]
     expect(sorted(run.failed_cases()) == sorted(bad), run)
     why = [test["why"] for test in run.found["kernels"] if test["outcome"] == "failed"]

@@ -38,7 +38,7 @@ use support::clock::median;
 const AGAIN: u8 = 3;
 
 /// The longest that a case may take, with making its inputs.
-const LIMIT: Duration = Duration::from_secs(20);
+const LIMIT: Duration = Duration::from_secs(10);
 
 /// How cases are run.
 struct Arguments {

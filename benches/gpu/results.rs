@@ -4,7 +4,7 @@
 //! { "device": "NVIDIA H100 80GB HBM3", "compute_capability": "9.0", "driver": 13000,
 //!   "planned": ["matmul Dense Nt/4096x4096x4096", ...],
 //!   "cases": [{ "case": "copy/65536x4096", "seconds": 4e-4, "gb_per_s": 2684.3 },
-//!             { "case": "adamw/16777216", "failed": "not done within 20 s" }] }
+//!             { "case": "adamw/16777216", "failed": "not done within 10 s" }] }
 //! ```
 //!
 //! A case has `tflops` or `gb_per_s`. What is planned and not among the cases was not reached.
