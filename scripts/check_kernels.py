@@ -52,10 +52,7 @@ def main():
 
 def assembled(tools, image, target):
     """Registers, memory and instructions of each kernel of an image."""
-    with tempfile.TemporaryDirectory() as folder:
-        cubin = Path(folder) / "image.cubin"
-        said = run(tool(tools, "ptxas"), "-v", f"-arch={target}", image, "-o", cubin)
-        text = run(tool(tools, "nvdisasm"), "-c", cubin)
+    said, text = disassembled(tools, image, target)
     kernels = {}
     for name, stack, stores, loads, registers in RESOURCES.findall(said):
         kernels[name] = {"registers": int(registers), "local": int(stack) + int(stores) + int(loads)}
@@ -68,6 +65,14 @@ def assembled(tools, image, target):
             kernels[name]["opcodes"][opcode] += 1
             kernels[name]["total"] += 1
     return kernels
+
+
+def disassembled(tools, image, target):
+    """What the assembler says of an image, and the instructions that it makes of it."""
+    with tempfile.TemporaryDirectory() as folder:
+        cubin = Path(folder) / "image.cubin"
+        said = run(tool(tools, "ptxas"), "-v", f"-arch={target}", image, "-o", cubin)
+        return said, run(tool(tools, "nvdisasm"), "-c", cubin)
 
 
 def held(found, budget):
