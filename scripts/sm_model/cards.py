@@ -1,4 +1,4 @@
-"""Targets and cards: everything that the predictions assume of hardware, as numbers with their sources."""
+"""Targets and cards: everything that the predictions assume of hardware, but for latencies."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -60,12 +60,14 @@ class Card:
     # whose stores are 16 bytes at a stride of 128.
     of_rows: float
     of_decoding: float
+    # Rows up to which a four-bit operand is decoded within the product, as `src/ops/gemm/gpu.rs` has it.
+    rows_of_four_bits: int
 
 
 CARDS = [
-    Card("H100", "sm_90", 132, 1.755e9, 989e12, 3.0e12, 50 << 20, 0.60, 0.75),
-    Card("4090", "sm_89", 128, 2.52e9, 165.2e12, 0.92e12, 72 << 20, 0.85, 0.88),
-    Card("3090", "sm_86", 82, 1.695e9, 71e12, 0.84e12, 6 << 20, 0.85, 0.88),
+    Card("H100", "sm_90", 132, 1.755e9, 989e12, 3.0e12, 50 << 20, 0.60, 0.75, 192),
+    Card("4090", "sm_89", 128, 2.52e9, 165.2e12, 0.92e12, 72 << 20, 0.85, 0.88, 2048),
+    Card("3090", "sm_86", 82, 1.695e9, 71e12, 0.84e12, 6 << 20, 0.85, 0.88, 2048),
 ]
 
 

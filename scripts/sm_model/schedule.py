@@ -70,5 +70,8 @@ def traffic(card, residents, tile, shape, right_bytes=2.0):
 
 
 def together(compute, memory):
-    """Seconds of work that overlaps: the longer of both, and more where they are alike and neither hides the other."""
+    """Seconds of work that overlaps: the longer of both, and more where they are alike and neither hides the other.
+
+    The third power is assumed: alike, both take a quarter more than one.
+    """
     return (compute**3 + memory**3) ** (1 / 3)

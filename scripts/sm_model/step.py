@@ -1,6 +1,6 @@
 """A training step of an 8B model, one record of 2,048 tokens, low-rank updates of rank 16 on all seven maps."""
 
-from .cases import FEED_FORWARD, HEADS, HIDDEN, KV_HEADS, RANK, VOCABULARY
+from .cases import FEED_FORWARD, HEAD_ROWS, HEADS, HIDDEN, KV_HEADS, RANK, VOCABULARY
 
 TOKENS, LAYERS = 2048, 32
 KV = HIDDEN // HEADS * KV_HEADS
@@ -17,8 +17,6 @@ MAPS = [
 ]
 WEIGHTS = LAYERS * sum(inner * outer for inner, outer, _, _ in MAPS)
 TRAINED = LAYERS * RANK * sum(inner + outer for inner, outer, _, _ in MAPS)
-# Rows of logits at a time, where all of a layer is kept.
-CHUNK = 293
 # Bytes of a layer's norms, rotations and activations for each token, forward and backward.
 FORWARD_BYTES = 2 * 4 * HIDDEN + 4 * (HIDDEN + KV) + 6 * FEED_FORWARD
 BACKWARD_BYTES = 2 * 8 * HIDDEN + 4 * (HIDDEN + KV) + 12 * FEED_FORWARD
@@ -47,7 +45,7 @@ def seconds(predictor, forwards):
     return {
         "linear": LAYERS * linear(predictor, forwards),
         "attention": LAYERS * attention(predictor, forwards),
-        "dequantize": (forwards + 1) * predictor.dequantize(WEIGHTS),
+        "dequantize": (forwards + 1) * decoded_before(predictor),
         "elementwise": row_bytes / (card.bandwidth * card.of_rows),
         "head": head(predictor),
         "LoRA": LAYERS * low_rank(predictor, forwards),
@@ -59,9 +57,15 @@ def linear(predictor, forwards):
     """The maps of a layer, whose low-rank updates ride in the same sums, and the gradients of their inputs."""
     seconds = 0
     for inner, outer, to_residual, added in MAPS:
-        seconds += forwards * predictor.product("nt", (TOKENS, outer, inner), RANK, reads=to_residual)
-        seconds += predictor.product("nn", (TOKENS, inner, outer), RANK, reads=added)
+        seconds += forwards * predictor.map("nt", (TOKENS, outer, inner), RANK, reads=to_residual)
+        seconds += predictor.map("nn", (TOKENS, inner, outer), RANK, reads=added)
     return seconds
+
+
+def decoded_before(predictor):
+    """All weights once, unless they are decoded within the products."""
+    shape = (TOKENS, HIDDEN, HIDDEN)
+    return 0 if predictor.decodes_within(shape) else predictor.dequantize(WEIGHTS)
 
 
 def attention(predictor, forwards):
@@ -80,7 +84,7 @@ def low_rank(predictor, forwards):
 
 
 def chunks():
-    return [min(CHUNK, TOKENS - first) for first in range(0, TOKENS, CHUNK)]
+    return [min(HEAD_ROWS, TOKENS - first) for first in range(0, TOKENS, HEAD_ROWS)]
 
 
 def head(predictor):
