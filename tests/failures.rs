@@ -102,7 +102,7 @@ classes! {
         an_evaluation_keeps_its_logits: evaluation_keeps_no_logits;
         logits_of_a_long_sequence_fill_the_memory: how_many_logits_are_held_at_once_changes_no_bit;
         a_card_is_too_small_and_nobody_said_so:
-            a_run_fits_on_a_card_of_64_mib_and_one_of_8_is_out_of_memory_with_the_plan_beside_it;
+            a_run_fits_on_a_card_of_128_mib_and_one_of_8_is_out_of_memory_with_the_plan_beside_it;
     }
 
     /// Work is lost.

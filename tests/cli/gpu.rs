@@ -32,32 +32,41 @@ impl Place {
 fn a_run_on_a_gpu_has_the_losses_of_the_cpu_and_the_memory_that_was_planned() {
     let place = Place::new();
     let short = ["--max-steps", "2", "--optimizer", "adamw-8bit", "--lora-dropout", "0.1"];
-    let output = place.trained_on_gpu(&[], &short);
-    assert!(output.status.success(), "{}", stderr(&output));
-    let told = stderr(&output);
-    assert!(told.contains("device: cuda:0, Emulated card, compute capability 8.6"), "{told}");
     place.train("cpu", &[&short[..], &["--device", "cpu"]].concat());
     let losses = |folder: &str| -> Vec<f64> {
         let lines = metrics(&place.path(folder).join("metrics.jsonl"));
         lines.iter().filter_map(|line| line["loss"].as_f64()).collect()
     };
-    let (gpu, cpu) = (losses("gpu"), losses("cpu"));
-    assert_eq!((gpu.len(), cpu.len()), (2, 2));
-    for (gpu, cpu) in gpu.iter().zip(&cpu) {
-        assert!((gpu - cpu).abs() <= 0.01 * cpu, "{gpu} on the GPU, {cpu} on the CPU");
-    }
-    let summary = metrics(&place.path("gpu").join("metrics.jsonl")).pop().unwrap();
+    let cpu = losses("cpu");
     let (model, data) = (model(), data());
     let plan = [&["plan", &*model, &data, "--json"][..], &QUICK, &short].concat();
-    let planned = place.with_gpu(&[], &plan);
-    let plan: serde_json::Value = serde_json::from_slice(&planned.stdout).unwrap();
-    assert_eq!(plan["choices"]["device"], "cuda:0");
-    assert_eq!(plan["device_bytes"], summary["peak_memory_bytes"]);
-    // Without a GPU and for a named size, the plan is the same.
+    // Without a GPU and for a named size, the plan is that of a card that decodes weights before products.
     let budget = ["--device", "cuda", "--memory-budget", "128MiB"];
-    let named =
-        place.json(&[&["plan", &*model, &data, "--json"][..], &QUICK, &short, &budget].concat());
-    assert_eq!(named["categories"], plan["categories"]);
+    let named = place.json(&[&plan[..], &budget].concat());
+    for (capability, spelled) in [("86", "8.6"), ("80", "8.0")] {
+        let card = [("PTX_EMU_CAPABILITY", capability)];
+        let output = place.trained_on_gpu(&card, &short);
+        assert!(output.status.success(), "{}", stderr(&output));
+        let (told, on) = (
+            stderr(&output),
+            format!("device: cuda:0, Emulated card, compute capability {spelled}"),
+        );
+        assert!(told.contains(&on), "{told}");
+        let gpu = losses("gpu");
+        assert_eq!((gpu.len(), cpu.len()), (2, 2));
+        for (gpu, cpu) in gpu.iter().zip(&cpu) {
+            assert!((gpu - cpu).abs() <= 0.01 * cpu, "{gpu} on the GPU, {cpu} on the CPU");
+        }
+        let summary = metrics(&place.path("gpu").join("metrics.jsonl")).pop().unwrap();
+        std::fs::remove_dir_all(place.path("gpu")).unwrap();
+        let planned = place.with_gpu(&card, &plan);
+        let planned: serde_json::Value = serde_json::from_slice(&planned.stdout).unwrap();
+        assert_eq!(planned["choices"]["device"], "cuda:0");
+        assert_eq!(planned["device_bytes"], summary["peak_memory_bytes"], "{capability}");
+        if capability == "80" {
+            assert_eq!(named["categories"], planned["categories"]);
+        }
+    }
 }
 
 #[test]
