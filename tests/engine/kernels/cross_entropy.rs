@@ -61,7 +61,7 @@ fn check((rows, vocabulary): (usize, usize), soft_cap: f32, has_gradient: bool) 
                 exact(&logits[row * vocabulary..][..vocabulary], *target, soft_cap);
             let error = (f64::from(losses[row]) - loss).abs();
             // Of exponents up to 24 log2(e), the last place is 2⁻¹⁹; it is the error of each exponential, which
-            // the approximation adds 2⁻²² to, and of the logarithm of their sum. A loss has two such errors.
+            // the approximation adds less than 2⁻²¹ to, and of the logarithm of their sum. A loss has two such errors.
             let bound = 4.0 * 2.0_f64.powi(-19) * loss.max(1.0);
             let what =
                 format!("cross_entropy, {rows} x {vocabulary}, cap {soft_cap}: loss of row {row}");
