@@ -127,6 +127,7 @@ def rows(predictor):
         f"rmsnorm backward/{TOKENS}x{HIDDEN}": predictor.stream("rmsnorm_backward", 6 * numbers),
         f"swiglu forward/{TOKENS}x{FEED_FORWARD}": predictor.stream("glu", 6 * wide),
         f"cross-entropy and gradient/{HEAD_ROWS}x{VOCABULARY}": predictor.cross_entropy(HEAD_ROWS, VOCABULARY),
+        f"dequantize/{FEED_FORWARD}x{HIDDEN}": predictor.dequantize(FEED_FORWARD * HIDDEN),
         f"adamw/{weights}": predictor.stream("adamw", 28 * weights),
         f"sum of squares/{weights}": predictor.stream("sum_squares", 4 * weights),
     }
