@@ -31,7 +31,8 @@ fn main() {
 /// PTX, and machine code for the targets that have a module.
 fn copy_prebuilt(root: &Path, out: &Path) {
     let prebuilt = root.join("kernels/prebuilt");
-    let (images, modules) = (with_extension(&prebuilt, "ptx"), with_extension(&prebuilt, "xz"));
+    let images = with_extension(&prebuilt, "ptx");
+    let modules = with_extension(&prebuilt, "xz");
     for made in images.into_iter().chain(modules) {
         let to = out.join(made.file_name().expect("the name of a file"));
         fs::copy(&made, &to).unwrap_or_else(|error| panic!("{}: {error}", made.display()));

@@ -93,7 +93,8 @@ impl Heard {
     }
 
     fn forward(&mut self, device: &Device) {
-        let (tokens, heads, (q_cols, k_cols)) = (self.tokens, self.heads, self.columns());
+        let Self { tokens, heads, .. } = *self;
+        let (q_cols, k_cols) = self.columns();
         attention::forward(
             device,
             &over(&self.segments, tokens, heads),
@@ -106,7 +107,8 @@ impl Heard {
     }
 
     fn backward(&mut self, device: &Device) {
-        let (tokens, heads, (q_cols, k_cols)) = (self.tokens, self.heads, self.columns());
+        let Self { tokens, heads, .. } = *self;
+        let (q_cols, k_cols) = self.columns();
         let saved = Saved {
             q: self.q.view(tokens, q_cols),
             k: self.k.view(tokens, k_cols),

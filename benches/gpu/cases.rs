@@ -58,7 +58,7 @@ impl<'a> Case<'a> {
     }
 }
 
-/// Where cases run, and how large they are.
+/// The device that cases run on, and their size.
 #[derive(Clone, Copy)]
 pub struct Bench<'a> {
     pub device: &'a Device,
@@ -155,13 +155,14 @@ fn rmsnorm_backward(bench: Bench<'_>) -> Case<'_> {
         bench,
         (format!("rmsnorm backward/{n}x{c}"), Work::Bytes(6 * n * c)),
         move || {
-            let (x, dy) = (activations(device, n * c)?, activations(device, n * c)?);
+            let x = activations(device, n * c)?;
+            let dy = activations(device, n * c)?;
             Ok((floats(device, c)?, x, dy, device.alloc_act("bench", n * c)?))
         },
         move |(weight, x, dy, dx)| {
             let norm = Norm { weight, eps: 1e-5, center: Center::Zero };
-            let (x, dy, dx) = (x.view(n, c), dy.view(n, c), dx.view_mut(n, c));
-            rmsnorm::backward(device, x, norm, dy, dx, Write::Set);
+            let dx = dx.view_mut(n, c);
+            rmsnorm::backward(device, x.view(n, c), norm, dy.view(n, c), dx, Write::Set);
         },
     )
 }
@@ -190,8 +191,8 @@ fn loss(bench: Bench<'_>) -> Case<'_> {
             Ok((logits(device, n * vocab)?, targets, uploaded(device, &vec![0.0_f32; n])?))
         },
         move |(logits, targets, losses)| {
-            let (logits, how) = (logits.view_mut(n, vocab), Gradient::Scale(1.0));
-            cross_entropy(device, logits, targets, 0, None, losses, how);
+            let logits = logits.view_mut(n, vocab);
+            cross_entropy(device, logits, targets, 0, None, losses, Gradient::Scale(1.0));
         },
     )
 }
@@ -225,8 +226,8 @@ fn launches(device: &Device) -> [Case<'_>; 2] {
     let case = |gathered: bool| {
         let how = if gathered { "gathered" } else { "one by one" };
         let prepare = move || {
-            let (x, mut out) =
-                (uploaded(device, &[1e-3_f32; 1024])?, uploaded(device, &[0.0_f64])?);
+            let x = uploaded(device, &[1e-3_f32; 1024])?;
+            let mut out = uploaded(device, &[0.0_f64])?;
             let mut all = move || (0..KERNELS).for_each(|_| sum_squares(device, &x, &mut out));
             let run = move || match gathered {
                 true => device.gather(Pass { name: "launches", block: 0, lane: 0 }, &mut all),

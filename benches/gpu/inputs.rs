@@ -1,4 +1,4 @@
-//! What the cases compute with: numbers like those of a model, in more buffers than a cache holds.
+//! Inputs of the cases: numbers like those of a model, in more buffers than a cache holds.
 //!
 //! Patterns and zeros would flatter: a card that toggles fewer wires clocks higher, and a buffer that
 //! stays in the second-level cache is read at several times the speed of memory.
@@ -12,7 +12,7 @@ use qlora_train::device::{Act, Buf, Device, Dtype};
 use qlora_train::error::Error;
 use qlora_train::quant::{self, Kind};
 
-/// How many numbers are drawn; longer buffers repeat them. Whole groups of 256 scales of 64 weights, and
+/// Numbers that are drawn; longer buffers repeat them. Whole groups of 256 scales of 64 weights, and
 /// no power of two, so that the rows of a matrix are not all the same.
 const DRAWN: usize = 253 * quant::BLOCK * quant::NESTED_BLOCK;
 
@@ -137,7 +137,7 @@ impl<T> Rotation<T> {
         Ok(Self { sets, turn: 0 })
     }
 
-    /// How many launches use each set once.
+    /// The number of launches that use each set once.
     pub fn count(&self) -> usize {
         self.sets.len()
     }

@@ -40,7 +40,7 @@ const AGAIN: u8 = 3;
 /// The longest that a case may take, with making its inputs.
 const LIMIT: Duration = Duration::from_secs(10);
 
-/// How cases are run.
+/// The flags of the bench.
 struct Arguments {
     test: bool,
     output: Option<PathBuf>,
@@ -107,7 +107,8 @@ struct Watch {
 impl Watch {
     fn over(case: &str, results: &Arc<Mutex<Results>>) -> Self {
         let (ended, end) = channel();
-        let (case, results) = (case.to_owned(), results.clone());
+        let case = case.to_owned();
+        let results = results.clone();
         thread::spawn(move || {
             if end.recv_timeout(LIMIT) == Err(RecvTimeoutError::Timeout) {
                 let why = format!("not done within {} s", LIMIT.as_secs());

@@ -64,7 +64,7 @@ fn gradient_of_a(bench: Bench<'_>) -> Case<'_> {
     )
 }
 
-/// What the right operand is; its name is part of the case's.
+/// The kind of the right operand; its name is part of the case's.
 #[derive(Debug, Clone, Copy)]
 enum Right {
     Dense,
@@ -77,7 +77,7 @@ struct Product {
     shape: (usize, usize, usize),
     left: Act,
     right: Weights,
-    /// Both operands of the low-rank product, and its depth.
+    /// The low-rank product: both operands, and its depth.
     low_rank: Option<([Act; 2], usize)>,
     out: Act,
 }
@@ -99,7 +99,8 @@ impl Product {
             Right::Dense => Weights::Dense(activations(device, n * k)?),
             _ => Weights::Nf4(FourBitWeights::new(device, n * k)?.into()),
         };
-        let (left, out) = (activations(device, m * k)?, device.alloc_act("bench", m * n)?);
+        let left = activations(device, m * k)?;
+        let out = device.alloc_act("bench", m * n)?;
         Ok(Self { shape: (m, n, k), left, right, low_rank, out })
     }
 

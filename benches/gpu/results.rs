@@ -16,7 +16,7 @@ use std::path::PathBuf;
 use qlora_train::device::cuda::Card;
 use serde_json::{Value, json};
 
-/// What was found so far.
+/// The results so far.
 pub struct Results {
     /// Nowhere if nobody asked for a file.
     path: Option<PathBuf>,

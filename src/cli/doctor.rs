@@ -2,9 +2,8 @@
 //! multiprocessor.
 
 use clap::Args;
-use qlora_train::device::Cuda;
-use qlora_train::device::Simd;
 use qlora_train::device::cuda::{Loaded, Resources};
+use qlora_train::device::{Cuda, Simd};
 use qlora_train::error::Error;
 use serde_json::{Value, json};
 use sysinfo::System;
@@ -76,7 +75,7 @@ pub fn run(args: &DoctorArgs) -> anyhow::Result<()> {
     }
 }
 
-/// How the kernels came to the card.
+/// The way in which the kernels came to the card, in words.
 fn loaded(loaded: &Loaded, made: &str) -> String {
     let ms = loaded.time.as_millis();
     match (loaded.target, &loaded.refused) {
@@ -88,7 +87,7 @@ fn loaded(loaded: &Loaded, made: &str) -> String {
     }
 }
 
-/// What kernels take, a line each; those that do not get along with their registers are named again.
+/// Prints a line for each kernel; those that need local memory are named again.
 fn table_of(kernels: &[Resources]) -> anyhow::Result<()> {
     output::result(format_args!(
         "\n{:26} {:>7} {:>9} {:>6} {:>7} {:>7} {:>7}",

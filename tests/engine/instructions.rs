@@ -246,7 +246,8 @@ fn approximates(instruction: &str, error: f64, exact: fn(f64) -> f64) {
     for (input, found) in results(&format!("{instruction} %f5, %f1; {FLOAT}")) {
         let x = f32::from_bits(input[0]);
         let x = if flushes && x.is_subnormal() { 0.0_f32.copysign(x) } else { x };
-        let (found, exact) = (f64::from(f32::from_bits(found as u32)), exact(f64::from(x)));
+        let found = f64::from(f32::from_bits(found as u32));
+        let exact = exact(f64::from(x));
         let holds = match exact {
             exact if exact.is_nan() => found.is_nan(),
             // Beyond the range of f32 is infinity.

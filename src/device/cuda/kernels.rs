@@ -26,7 +26,7 @@ const MUCH_SHARED: usize = 16 << 10;
 /// All kernels, loaded.
 pub(super) struct Kernels {
     functions: Functions,
-    /// How they were loaded.
+    /// The way in which they were loaded.
     pub(super) loaded: Loaded,
 }
 
@@ -36,7 +36,7 @@ pub(super) struct Function {
     pub(super) kernel: &'static Kernel,
 }
 
-/// How the kernels came to a card.
+/// The way in which the kernels came to a card.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Loaded {
     /// The target of the machine code, as `sm_90`; none of PTX that the driver compiled.
@@ -162,7 +162,8 @@ fn log_of(image: &Image) -> Option<String> {
     let mut module = ptr::null_mut();
     // SAFETY: the context is current since the call that failed; the log has as many bytes as are said.
     unsafe {
-        let (options, values) = (options.as_mut_ptr(), values.as_mut_ptr());
+        let options = options.as_mut_ptr();
+        let values = values.as_mut_ptr();
         let loaded =
             sys::cuModuleLoadDataEx(&raw mut module, text.as_ptr().cast(), 2, options, values);
         if loaded.result().is_ok() {

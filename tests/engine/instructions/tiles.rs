@@ -87,7 +87,8 @@ fn check_tiles(instruction: &str, expected: fn(usize) -> [(usize, usize); 2]) {
 #[test]
 fn a_lane_loads_two_neighbours_of_a_row() {
     check_tiles("ldmatrix.sync.aligned.m8n8.x4.shared.b16", |lane| {
-        let (row, column) = (lane / 4, 2 * (lane % 4));
+        let row = lane / 4;
+        let column = 2 * (lane % 4);
         [(row, column), (row, column + 1)]
     });
 }
@@ -95,7 +96,8 @@ fn a_lane_loads_two_neighbours_of_a_row() {
 #[test]
 fn a_lane_loads_two_neighbours_of_a_column_if_it_is_transposed() {
     check_tiles("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16", |lane| {
-        let (row, column) = (2 * (lane % 4), lane / 4);
+        let row = 2 * (lane % 4);
+        let column = lane / 4;
         [(row, column), (row + 1, column)]
     });
 }
